@@ -1,0 +1,31 @@
+"""What the operator chose: typed settings and the reader that checks them."""
+
+from config.read import ConfigError, Problem, Vocabulary, nearest, read
+from config.settings import (
+    AUTO,
+    CapabilitySettings,
+    ConditionSettings,
+    ModelSettings,
+    PoolSettings,
+    RoutingSettings,
+    RuleSettings,
+    ServerSettings,
+    Settings,
+)
+
+__all__ = [
+    "AUTO",
+    "CapabilitySettings",
+    "ConditionSettings",
+    "ConfigError",
+    "ModelSettings",
+    "PoolSettings",
+    "Problem",
+    "RoutingSettings",
+    "RuleSettings",
+    "ServerSettings",
+    "Settings",
+    "Vocabulary",
+    "nearest",
+    "read",
+]

@@ -1,0 +1,364 @@
+"""Read a configuration file and say everything that is wrong with it, at once."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from config.settings import AUTO, Settings
+
+KeyPath = tuple[str | int, ...]
+
+
+class Problem(Struct, frozen=True):
+    """One thing wrong with a file.
+
+    Attributes
+    ----------
+    key
+        Where, as a person would write it: `models[1].kv_cache_gb`.
+    message
+        What was found, what was expected, and the nearest name if one is close.
+    line
+        1-based line in the file, or 0 when it is not known.
+    """
+
+    key: str
+    message: str
+    line: int = 0
+
+
+class ConfigError(Exception):
+    """A file that cannot be used, with all its problems."""
+
+    def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
+        self.path = path
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = f"{path} has {count} problem{'s' if count != 1 else ''}:"
+        super().__init__("\n  ".join([head, *(self._line(problem) for problem in self.problems)]))
+
+    @staticmethod
+    def _line(problem: Problem) -> str:
+        where = f"line {problem.line}" if problem.line else ""
+        return ": ".join(part for part in (where, problem.key, problem.message) if part)
+
+
+class Vocabulary(Struct, frozen=True):
+    """Names that only the engines know, for checks that this package cannot make alone.
+
+    An empty set switches its check off.
+
+    Attributes
+    ----------
+    engine_args
+        Arguments that `engine_args` may have.
+    own_keys
+        Engine arguments that may not be passed through, and why not.
+    tool_parsers, reasoning_parsers, quantizations
+        Names that the installed vLLM has.
+    """
+
+    engine_args: frozenset[str] = frozenset()
+    own_keys: Mapping[str, str] = {}
+    tool_parsers: frozenset[str] = frozenset()
+    reasoning_parsers: frozenset[str] = frozenset()
+    quantizations: frozenset[str] = frozenset()
+
+
+def read(path: Path, vocabulary: Vocabulary | None = None) -> Settings:
+    """Return the settings in the YAML or JSON file at `path`.
+
+    Raises
+    ------
+    ConfigError
+        With every problem that could be found, not just the first.
+    """
+    data, lines = _parse(path)
+    found = list(_check(data, Settings, ()))
+    found += _check_names(data)
+    found += _check_vocabulary(data, vocabulary or Vocabulary())
+    if found:
+        problems = [Problem(_written(key), text, _line(lines, key)) for key, text in found]
+        raise ConfigError(path, sorted(problems, key=lambda problem: problem.line))
+    return msgspec.convert(data, Settings)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean `x`?)" for the closest of `known`, or "" when none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+# --- from text to data, with lines -------------------------------------------------------------
+
+
+def _parse(path: Path) -> tuple[Any, dict[KeyPath, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(path, [Problem("", "there is no such file")]) from None
+    except IsADirectoryError:
+        raise ConfigError(path, [Problem("", "this is a directory, not a file")]) from None
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
+        raise ConfigError(path, [Problem("", message)]) from None
+    except OSError as error:
+        raise ConfigError(path, [Problem("", f"cannot be read: {error.strerror}")]) from None
+    if path.suffix == ".json":
+        # Tabs are fine in JSON and not in YAML, so JSON does not go through the YAML parser.
+        try:
+            return json.loads(text, object_pairs_hook=_unique_pairs), {}
+        except _Duplicate as error:
+            raise ConfigError(path, [Problem(error.key, "is given twice; keep one")]) from None
+        except ValueError as error:
+            line = getattr(error, "lineno", 0)
+            raise ConfigError(path, [Problem("", f"not JSON: {error}", line)]) from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[KeyPath, int] = {}
+        repeated = list(_walk(node, (), lines)) if node is not None else []
+        if repeated:
+            raise ConfigError(path, repeated)
+        return yaml.safe_load(text), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = mark.line + 1 if mark else 0
+        message = f"not YAML: {error.problem or error.context}"
+        raise ConfigError(path, [Problem("", message, line)]) from None
+    except (yaml.YAMLError, ValueError) as error:
+        message = f"not YAML: {str(error).splitlines()[0]}"
+        raise ConfigError(path, [Problem("", message)]) from None
+
+
+class _Duplicate(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _Duplicate(key)
+        result[key] = value
+    return result
+
+
+def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[Problem]:
+    """Note the line of every key and yield the keys given twice, which YAML would drop silently."""
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            here = (*path, key)
+            line = key_node.start_mark.line + 1
+            if key in seen:
+                yield Problem(_written(here), "is given twice; keep one", line)
+            seen.add(key)
+            lines[here] = line
+            yield from _walk(value_node, here, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _walk(item, (*path, index), lines)
+
+
+def _line(lines: dict[KeyPath, int], key: KeyPath) -> int:
+    """Return the line of `key`, or of what encloses it when `key` itself is missing."""
+    while key not in lines and key:
+        key = key[:-1]
+    return lines.get(key, 0)
+
+
+def _written(key: KeyPath) -> str:
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+# --- shape: unknown keys, missing keys, wrong types, bounds -------------------------------------
+
+
+def _check(value: Any, annotation: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every problem of `value` against `annotation`; msgspec alone stops at the first."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        yield from _check_struct(value, kind, path)
+    elif get_origin(kind) is list and isinstance(value, list):
+        if not value:
+            yield from _check_leaf(value, annotation, path)
+        for index, item in enumerate(value):
+            yield from _check(item, get_args(kind)[0], (*path, index))
+    elif get_origin(kind) is dict and isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield (*path, str(key)), "this name must be text; put it in quotes"
+            yield from _check(item, get_args(kind)[1], (*path, str(key)))
+    else:
+        yield from _check_leaf(value, annotation, path)
+
+
+def _check_struct(value: Any, kind: type[Struct], path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if not isinstance(value, dict):
+        yield path, f"expected a mapping of keys, found {_shown(value)}"
+        return
+    annotations = get_type_hints(kind, include_extras=True)
+    for key in value:
+        if key not in annotations:
+            hint = nearest(str(key), annotations) or f" (known: {', '.join(annotations)})"
+            yield (*path, str(key)), f"unknown key{hint}"
+    for field in msgspec.structs.fields(kind):
+        if field.name in value:
+            yield from _check(value[field.name], annotations[field.name], (*path, field.name))
+        elif field.required:
+            yield (*path, field.name), "is missing and has no default"
+
+
+def _check_leaf(value: Any, annotation: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError as error:
+        text = str(error).replace("Expected", "expected", 1)
+        for theirs, ours in _IN_PLAIN_WORDS.items():
+            text = text.replace(theirs, ours)
+        choices = _choices(annotation)
+        if choices:
+            text = f"expected one of {', '.join(choices)}"
+        elif "matching regex" in text:
+            text = f"expected {_description(annotation)}"
+        text = f"{text.split(', got ')[0]}, found {_shown(value)}"
+        if isinstance(value, str):
+            text += nearest(value, choices)
+            if "number" in text and _is_number(value):
+                text += "; write it as a plain number (YAML reads 1e-3 as text, 1.0e-3 as a number)"
+        yield path, text
+
+
+_IN_PLAIN_WORDS = {
+    " | null`": "`",
+    "`array` of length >= 1": "a list with at least one entry",
+    "`str` of length >= 1": "text that is not empty",
+    "`array`": "a list",
+    "`object`": "a mapping of keys",
+    "`str`": "text",
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`bool`": "true or false",
+}
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Return the values of a Literal, also inside Annotated and Optional."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [text for part in get_args(annotation) for text in _choices(part)]
+
+
+def _description(annotation: Any) -> str:
+    metas = (meta for meta in get_args(annotation) if isinstance(meta, msgspec.Meta))
+    return next((meta.description for meta in metas if meta.pattern and meta.description), "")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    """Return `value` as a person would recognise it, shortened."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- meaning: names that must exist, be unique, or be known to vLLM -----------------------------
+
+
+def _check_names(data: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Yield problems between parts of the file; parts of the wrong shape are reported elsewhere."""
+    names: set[str] = set()
+    for path, model in _entries(data, "models"):
+        name = model.get("name")
+        if name == AUTO:
+            yield (*path, "name"), "`auto` asks for a choice and cannot be a model's name"
+        elif isinstance(name, str):
+            if name in names:
+                yield (*path, "name"), f"there is already a model called `{name}`"
+            names.add(name)
+    if not names:
+        return
+
+    def unknown(key: KeyPath, name: Any, known: set[str]) -> Iterator[tuple[KeyPath, str]]:
+        if isinstance(name, str) and name and name not in known:
+            hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
+            yield key, f"there is no model called `{name}`{hint}"
+
+    routing = data.get("routing")
+    if isinstance(routing, dict):
+        yield from unknown(("routing", "default"), routing.get("default"), names)
+    rules: set[str] = set()
+    for path, rule in _entries(routing, "rules", ("routing",)):
+        name = rule.get("name")
+        if isinstance(name, str):
+            if name in rules:
+                yield (*path, "name"), f"there is already a rule called `{name}`"
+            rules.add(name)
+        prefer = rule.get("prefer")
+        for index, model in enumerate(prefer if isinstance(prefer, list) else []):
+            yield from unknown((*path, "prefer", index), model, names)
+        when = rule.get("when")
+        if isinstance(when, dict):
+            low, high = when.get("prompt_tokens_min"), when.get("prompt_tokens_max")
+            if isinstance(low, int) and isinstance(high, int) and low > high:
+                message = f"{low} is more than prompt_tokens_max {high}: this rule can never apply"
+                yield (*path, "when", "prompt_tokens_min"), message
+    aliases = data.get("aliases")
+    for alias, target in (aliases if isinstance(aliases, dict) else {}).items():
+        if alias in names or alias == AUTO:
+            yield ("aliases", str(alias)), "is already the name of a model; choose another alias"
+        yield from unknown(("aliases", str(alias)), target, names | {AUTO})
+
+
+def _check_vocabulary(data: Any, words: Vocabulary) -> Iterator[tuple[KeyPath, str]]:
+    for path, model in _entries(data, "models"):
+        arguments = model.get("engine_args")
+        for key in arguments if isinstance(arguments, dict) else {}:
+            here = (*path, "engine_args", str(key))
+            if key in words.own_keys:
+                yield here, words.own_keys[key]
+            elif words.engine_args and key not in words.engine_args:
+                hint = nearest(str(key), words.engine_args)
+                yield here, f"the installed vLLM has no such engine argument{hint}"
+        for key, known in (
+            ("tool_parser", words.tool_parsers),
+            ("reasoning_parser", words.reasoning_parsers),
+            ("quantization", words.quantizations),
+        ):
+            name = model.get(key)
+            if isinstance(name, str) and known and name not in known:
+                hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
+                yield (*path, key), f"the installed vLLM has no `{name}`{hint}"
+
+
+def _entries(data: Any, key: str, path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield the mappings in the list `data[key]` with their paths; skip what has another shape."""
+    items = data.get(key) if isinstance(data, dict) else None
+    for index, item in enumerate(items if isinstance(items, list) else []):
+        if isinstance(item, dict):
+            yield (*path, key, index), item

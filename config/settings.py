@@ -1,0 +1,282 @@
+"""Every setting: its meaning, unit, bounds and default.
+
+The descriptions here are the text of ``docs/configuration.md``, which is generated from them.
+Instances are frozen; ``config.read`` is the way to make them from a file.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+AUTO = "auto"
+"""The model name that asks for a choice; no model may be called this."""
+
+ModelName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="letters, digits, '.', '_' and '-', at most 64 characters",
+    ),
+]
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP end of the service."""
+
+    host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="TCP port to listen on; 0 takes any free one.")
+    ] = 8080
+    max_body_mb: Annotated[
+        float,
+        Meta(gt=0, le=1024, description="Largest request body accepted, in megabytes (10^6 B)."),
+    ] = 32
+    shutdown_grace_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="On SIGTERM, seconds that running requests get to finish.",
+        ),
+    ] = 30
+
+
+class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model can do. Leave a key out to have it detected from the checkpoint."""
+
+    vision: Annotated[
+        bool | None,
+        Meta(description="Reads images. Detected from the architecture in `config.json`."),
+    ] = None
+    tools: Annotated[
+        bool | None,
+        Meta(description="Calls tools. Detected: true when `tool_parser` is set."),
+    ] = None
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model and the engine that runs it."""
+
+    name: Annotated[
+        ModelName,
+        Meta(description="The name clients use. Not `auto`, which asks for a choice."),
+    ]
+    source: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Where the weights are: a local directory (absolute, or relative to this "
+            "file when it starts with `./` or `../`), a Hugging Face id (`owner/name`), or "
+            "`quickstart:smollm2-135m-instruct`.",
+        ),
+    ]
+    description: Annotated[str, Meta(description="One line for people; shown in `/v1/models`.")] = (
+        ""
+    )
+    engine: Annotated[
+        Literal["vllm", "echo"],
+        Meta(
+            description="`vllm` runs the model. `echo` repeats the prompt, for tests and demos "
+            "without a model."
+        ),
+    ] = "vllm"
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        Meta(
+            description="Number type of weights and activations. `auto` takes bfloat16 where the "
+            "CPU has instructions for it, else what the checkpoint declares."
+        ),
+    ] = "auto"
+    quantization: Annotated[
+        str | None,
+        Meta(
+            description="vLLM's name of the weight format (`awq`, `compressed-tensors`, ...). "
+            "Leave out to have it read from the checkpoint."
+        ),
+    ] = None
+    max_model_len: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(
+            description="Largest context, prompt plus answer, in tokens. Leave out for the "
+            "checkpoint's own."
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int, Meta(ge=1, le=1024, description="Most requests this engine computes at a time.")
+    ] = 8
+    max_num_batched_tokens: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(description="Most tokens in one step. Leave out for vLLM's default."),
+    ] = None
+    kv_cache_gb: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Memory reserved for the KV cache of this engine, in GiB; any fraction.",
+        ),
+    ] = 1.0
+    chunked_prefill: Annotated[
+        bool, Meta(description="Split long prompts so that running answers keep flowing.")
+    ] = True
+    prefix_caching: Annotated[
+        bool, Meta(description="Keep the KV cache of a prompt's beginning for the next turn.")
+    ] = True
+    enforce_eager: Annotated[
+        bool,
+        Meta(
+            description="true: start without compiling (starts in seconds). false: compile first "
+            "(starts in a minute or so, then generates faster)."
+        ),
+    ] = False
+    threads: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(description="Compute threads. Leave out to use every core."),
+    ] = None
+    capabilities: Annotated[
+        CapabilitySettings, Meta(description="What the model can do, where detection is wrong.")
+    ] = CapabilitySettings()
+    tool_parser: Annotated[
+        str | None,
+        Meta(description="vLLM's name of the parser that finds tool calls in the answer."),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Meta(description="vLLM's name of the parser that separates reasoning from the answer."),
+    ] = None
+    preload: Annotated[
+        bool, Meta(description="Load when the service starts, not on the first request.")
+    ] = False
+    pin: Annotated[
+        bool, Meta(description="Once loaded, never unload to make room for another model.")
+    ] = False
+    idle_unload_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description="Unload after this many seconds without a request. Leave out for never.",
+        ),
+    ] = None
+    engine_args: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Further arguments for vLLM's engine, by the names of "
+            "`vllm.engine.arg_utils.AsyncEngineArgs`. What has a key of its own here is refused."
+        ),
+    ] = {}
+
+
+class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the models share this machine."""
+
+    memory_budget_gb: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description="Memory that all loaded models together may take, in GiB. Leave out for "
+            "80 % of what is available when the service starts.",
+        ),
+    ] = None
+    load_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=86400, description="A load that takes longer than this has failed."),
+    ] = 900
+    load_wait_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=86400,
+            description="Longest that a request waits for its model to be loaded; then 503.",
+        ),
+    ] = 300
+    queue_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Most requests that one model holds at a time, waiting and running; "
+            "then 429.",
+        ),
+    ] = 128
+
+
+class ConditionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a rule applies: every key that is given must hold."""
+
+    task: Annotated[
+        Literal["code", "general"] | None,
+        Meta(description="The kind of work that was recognised."),
+    ] = None
+    prompt_tokens_min: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="The prompt has at least this many tokens."),
+    ] = None
+    prompt_tokens_max: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="The prompt has at most this many tokens."),
+    ] = None
+    images: Annotated[
+        bool | None, Meta(description="The request has images (true) or none (false).")
+    ] = None
+    tools: Annotated[
+        bool | None, Meta(description="The request offers tools (true) or none (false).")
+    ] = None
+    language: Annotated[
+        Literal["en", "es"] | None, Meta(description="The language of the user's text.")
+    ] = None
+
+
+class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One rule of the routing; the first that applies wins."""
+
+    name: Annotated[
+        ModelName, Meta(description="Named in the reason of every decision this rule makes.")
+    ]
+    when: Annotated[ConditionSettings, Meta(description="When the rule applies.")]
+    prefer: Annotated[
+        list[str],
+        Meta(min_length=1, description="Models to take, best first; the first able one is taken."),
+    ]
+
+
+class RoutingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model answers a request for `auto`."""
+
+    default: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="The model that answers when no rule applies. Choose a small one.",
+        ),
+    ]
+    rules: Annotated[
+        list[RuleSettings], Meta(description="Tried in order; the first that applies wins.")
+    ] = []
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole configuration file."""
+
+    models: Annotated[
+        list[ModelSettings], Meta(min_length=1, description="The models, at least one.")
+    ]
+    routing: Annotated[
+        RoutingSettings, Meta(description="Which model answers a request for `auto`.")
+    ]
+    server: Annotated[ServerSettings, Meta(description="The HTTP end of the service.")] = (
+        ServerSettings()
+    )
+    pool: Annotated[PoolSettings, Meta(description="How the models share this machine.")] = (
+        PoolSettings()
+    )
+    aliases: Annotated[
+        dict[str, str],
+        Meta(
+            description="Other names that clients may use, each for a model or for `auto`: "
+            "`gpt-4o: auto` serves clients that insist on such names."
+        ),
+    ] = {}
+
+    def model(self, name: str) -> ModelSettings:
+        """Return the model called `name`; KeyError if there is none."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise KeyError(name)
