@@ -1,0 +1,1 @@
+"""Run models: load, lease, generate, evict."""

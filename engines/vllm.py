@@ -1,0 +1,352 @@
+"""Engines that run a model with vLLM on the CPU. The only file that imports vLLM (0.32).
+
+The engine object lives in this process; its core, with the weights and the KV cache, is a child
+process, so unloading really returns the memory and a crash stays with one model.
+Everything slow happens in threads: the event loop only ever awaits.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import re
+import warnings
+from argparse import Namespace
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from config import ModelSettings
+from engines import child
+from engines.memory import GIB
+from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
+
+log = logging.getLogger("axion.vllm")
+
+_ENVIRONMENT = {
+    child.ENABLED: "1",
+    # The worker lives inside the core process: starts in 10 s instead of 16, generates a third
+    # faster (docs/engines.md).
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # By default vLLM keeps one core for its own server; on two cores that halves the speed.
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    # The ahead-of-time compile cache of 0.32 fails to load and compiles anew at each start.
+    "VLLM_USE_AOT_COMPILE": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Its warnings are about GPUs, Triton and allocators; operators read ours instead.
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def _prepare() -> None:
+    """Import all of vLLM now, in this thread, so that no later load stalls the event loop.
+
+    Takes 5 to 10 s. Imports hold the interpreter for up to 0.3 s at a time, and a full garbage
+    collection over their million objects for 0.1 s; after this neither happens while serving.
+    Variables that the operator has set in the environment stay as they are.
+    """
+    quiet = "VLLM_LOGGING_LEVEL" not in os.environ
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if quiet:
+        # In this process its errors are ours to tell: they reach the client and our own log.
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import vllm.entrypoints.anthropic.serving
+        import vllm.entrypoints.generate.api_router
+        import vllm.entrypoints.generate.structured_decisions.api_router
+        import vllm.entrypoints.launchers.api_server.app_state
+        import vllm.entrypoints.launchers.cli_args
+        import vllm.entrypoints.openai.chat_completion.batch_serving
+        import vllm.entrypoints.openai.completion.serving
+        import vllm.entrypoints.openai.responses.serving
+        import vllm.entrypoints.scale_out.factories
+        import vllm.entrypoints.serve.exception_handling.error_response
+        import vllm.v1.engine.async_llm  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+class VllmStarter:
+    """Starts vLLM engines. Making one imports vLLM, which takes 5 to 10 s."""
+
+    def __init__(self) -> None:
+        _prepare()
+        _parser()
+        # One at a time: vLLM reads thread counts from the process environment while it starts.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="axion-start")
+
+    def warm(self, model: ModelSettings, directory: Path) -> None:
+        """Read the model's tokenizer and chat template into vLLM's caches. Blocks; never raises.
+
+        Parsing a tokenizer holds the interpreter for 0.1 s (49,000 entries) to 0.5 s (262,000), and
+        a load does it several times: done before the service listens, it stalls nobody.
+        """
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.renderers.hf import resolve_chat_template
+        from vllm.tokenizers.hf import maybe_make_thread_pool
+        from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+        try:
+            args = AsyncEngineArgs.from_cli_args(_arguments(model, directory))
+            config = args.create_model_config()
+            tokenizer = cached_tokenizer_from_config(config)
+            maybe_make_thread_pool(tokenizer, config.renderer_num_workers + 1)
+            resolve_chat_template(tokenizer, None, None, model_config=config)
+        except Exception:  # the load will say what is wrong
+            log.debug("%s: the tokenizer could not be read ahead", model.name, exc_info=True)
+
+    async def start(self, model: ModelSettings, directory: Path) -> "VllmEngine":
+        """Return a running engine for the model in `directory`. Cancelling ends its process."""
+        loop = asyncio.get_running_loop()
+        before = {process.pid for process in psutil.Process().children()}
+        starting = loop.run_in_executor(self._thread, _start, model, directory)
+        try:
+            llm, args = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread cannot be cancelled, but without its process it fails and ends at once.
+            if not starting.cancel():
+                _kill_engines_except(before)
+                with contextlib.suppress(Exception):
+                    llm, _ = await starting
+                    await asyncio.to_thread(llm.shutdown)
+            raise
+        engine = VllmEngine(model, llm)
+        try:
+            await engine.open(args)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
+
+def _kill_engines_except(keep: set[int]) -> None:
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())  # it renames itself once it has started
+            is_engine = "spawn_main" in command or "EngineCore" in command
+            if is_engine and process.pid not in keep:
+                process.kill()
+
+
+def _start(model: ModelSettings, directory: Path) -> tuple[Any, Namespace]:
+    """Start the engine process and wait until it has loaded the model. Blocks for seconds."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    args = _arguments(model, directory)
+    os.environ["VLLM_PROCESS_NAME_PREFIX"] = f"axion:{model.name}"  # what `ps` and `top` show
+    os.environ["OMP_NUM_THREADS"] = str(model.threads or len(os.sched_getaffinity(0)))
+    llm = AsyncLLM.from_vllm_config(
+        AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.ENGINE_CONTEXT),
+        disable_log_stats=True,
+    )
+    return llm, args
+
+
+def _arguments(model: ModelSettings, directory: Path) -> Namespace:
+    """Return vLLM's own arguments for `model`: its defaults, then ours, then the operator's."""
+    args: Namespace = _parser().parse_args(["--model", str(directory)])
+    chosen = {
+        "served_model_name": [model.name],
+        "dtype": ("bfloat16" if _has_bfloat16() else "auto")
+        if model.dtype == "auto"
+        else model.dtype,
+        "quantization": model.quantization,
+        "max_model_len": model.max_model_len,
+        "max_num_seqs": model.max_num_seqs,
+        "max_num_batched_tokens": model.max_num_batched_tokens,
+        "kv_cache_memory_bytes": int(model.kv_cache_gb * GIB),
+        "enable_chunked_prefill": model.chunked_prefill,
+        "enable_prefix_caching": model.prefix_caching,
+        "enforce_eager": model.enforce_eager,
+        "tool_call_parser": model.tool_parser,
+        "enable_auto_tool_choice": model.tool_parser is not None,
+        "reasoning_parser": model.reasoning_parser or "",
+        "distributed_executor_backend": "uni",
+        "disable_log_stats": True,
+        "enable_prompt_tokens_details": True,
+        "use_tqdm_on_load": False,
+        **model.engine_args,
+    }
+    for name, value in chosen.items():
+        setattr(args, name, value)
+    return args
+
+
+@cache
+def _parser() -> Any:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return make_arg_parser(FlexibleArgumentParser())
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Tell whether this CPU computes in bfloat16 itself (AVX512-BF16, AMX, or Arm's BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+class VllmEngine:
+    """A model that vLLM runs. See `engines.protocol.Engine`."""
+
+    def __init__(self, model: ModelSettings, llm: Any) -> None:
+        self._name = model.name
+        self._llm = llm
+        self._max_model_len = int(llm.model_config.max_model_len)
+        self._closing: asyncio.Task[None] | None = None
+        self._serving: dict[Endpoint, tuple[Any, Any]] = {}
+
+    @property
+    def failure(self) -> str | None:
+        """See `Engine.failure`."""
+        if self._closing is not None:
+            return "the engine was closed"
+        return "its process ended" if self._llm.errored else None
+
+    @property
+    def running(self) -> int:
+        """See `Engine.running`."""
+        return int(self._llm.output_processor.get_num_unfinished_requests()) if self._llm else 0
+
+    @property
+    def max_model_len(self) -> int:
+        """See `Engine.max_model_len`."""
+        return self._max_model_len
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the engine."""
+        manager = self._llm.engine_core.resources.engine_manager if self._llm else None
+        return [process.pid for process in manager.processes] if manager else []
+
+    async def open(self, args: Namespace) -> None:
+        """Build vLLM's OpenAI layer on top of the engine."""
+        from starlette.datastructures import State
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+        tasks = await self._llm.get_supported_tasks()
+        state = State()
+        # It warms up templates for 0.1 s and more, and awaits nothing of the engine's.
+        await asyncio.to_thread(lambda: asyncio.run(init_app_state(self._llm, state, args, tasks)))
+        if state.openai_serving_chat is None:
+            raise EngineFailed("this model does not generate text")
+        self._serving = {
+            "chat": (ChatCompletionRequest, state.openai_serving_chat.create_chat_completion),
+            "completions": (CompletionRequest, state.openai_serving_completion.create_completion),
+        }
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._shut_down())
+        await asyncio.shield(self._closing)
+
+    async def _shut_down(self) -> None:
+        pids = self.pids
+        try:
+            if handler := self._llm.output_handler:
+                handler.cancel()  # else it logs the end of the process as a failure
+            await asyncio.to_thread(self._llm.shutdown)
+        except Exception:
+            log.exception("%s: the shutdown failed", self._name)
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(pid).kill()
+        self._serving = {}  # it holds the engine object,
+        self._llm = None  # whose finaliser would complain at interpreter exit
+
+    async def generate(self, endpoint: Endpoint, body: bytes, request_id: str) -> Reply:
+        """See `Engine.generate`."""
+        from pydantic import ValidationError
+
+        if self.failure is not None:
+            raise self._broken()
+        request_type, create = self._serving[endpoint]
+        try:
+            request = request_type.model_validate_json(body)
+            request.model = self._name
+            request.request_id = request_id
+            reply = await create(request)
+        except ValidationError as error:
+            raise _refused_by_pydantic(error) from None
+        except Exception as error:
+            raise self._translated(error) from error
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError  # vLLM answers a cancellation with an error object
+        if isinstance(reply, AsyncGenerator):
+            return Stream(self._events(reply))
+        if hasattr(reply, "error"):
+            raise _from_envelope(reply.error.message, reply.error.param, reply.error.code)
+        return Answer(reply.model_dump_json().encode())
+
+    async def _events(self, reply: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
+        """Pass vLLM's events on; turn its error events back into exceptions."""
+        async with contextlib.aclosing(reply):
+            async for event in reply:
+                if event.startswith('data: {"error"'):
+                    if self.failure is not None:
+                        raise self._broken()
+                    error = msgspec.json.decode(event[len("data: ") :])["error"]
+                    raise _from_envelope(error["message"], error["param"], error["code"])
+                yield event.encode()
+
+    def _broken(self) -> EngineFailed:
+        return EngineFailed(f"The engine of `{self._name}` failed: {self.failure}.")
+
+    def _translated(self, error: Exception) -> Exception:
+        """Return our exception for one of vLLM's."""
+        from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+        if self.failure is not None:
+            return self._broken()
+        info = create_error_response(error).error
+        if info.code >= 500:
+            log.error("%s: a request failed", self._name, exc_info=error)
+        return _from_envelope(info.message, info.param, info.code)
+
+
+def _from_envelope(message: str, param: str | None, status: int) -> Refused | EngineFailed:
+    """Return our exception for the contents of vLLM's error object."""
+    if status >= 500:
+        return EngineFailed(message)
+    if re.search("maximum context length|max_model_len", message):
+        return Refused(message, param=param, code="context_length_exceeded")
+    return Refused(_ADVICE.get(message, message), param=param)
+
+
+_ADVICE = {
+    '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set': (
+        "This model is not set up for tools: set its `tool_parser` in the configuration."
+    )
+}
+
+
+def _refused_by_pydantic(error: Any) -> Refused:
+    """Return the first of pydantic's findings, without the client's own text."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = ""
+    for part in first["loc"]:
+        param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
+    message = str(first["msg"])
+    return Refused(f"{param}: {message}." if param else f"{message}.", param=param or None)
