@@ -1,0 +1,80 @@
+"""The words of the decision: what comes in and what goes out."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """What kind of work a request is.
+
+    Attributes
+    ----------
+    label
+        The kind of work that was recognised; `general` when there is no evidence for another.
+    confidence
+        How sure that is, 0 to 1.
+    language
+        ISO 639-1 code of the user's text, or None when it cannot be told.
+    prompt_tokens
+        Estimated tokens of everything the model would read (all turns, system prompt, tools).
+    output_tokens
+        Tokens the client asked for at most, or 0 when it did not say.
+    images, tools
+        How many images and how many tools the request carries.
+    signals
+        The evidence, by name, for people to read.
+    """
+
+    label: Literal["code", "general"]
+    confidence: float
+    language: Literal["en", "es"] | None
+    prompt_tokens: int
+    output_tokens: int = 0
+    images: int = 0
+    tools: int = 0
+    signals: dict[str, str | int | float | bool] = {}
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """A model as it looked when the decision was made.
+
+    Attributes
+    ----------
+    max_model_len
+        Largest context, prompt plus answer, in tokens.
+    state
+        Life-cycle state of its engine (`cold`, `loading`, `ready`, ...).
+    """
+
+    model: str
+    max_model_len: int
+    vision: bool
+    tools: bool
+    state: str
+
+
+class Exclusion(Struct, frozen=True):
+    """A model that cannot answer this request, and why not, as a clause ("offers no tools")."""
+
+    model: str
+    why_not: str
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """A model and the reasons for it.
+
+    Attributes
+    ----------
+    reason
+        One ASCII line that a person can read; it goes into the `x-axion-reason` header.
+    rule
+        Name of the rule that decided, or None.
+    excluded
+        The models that could not have answered.
+    """
+
+    model: str
+    reason: str
+    rule: str | None
+    excluded: tuple[Exclusion, ...] = ()
