@@ -1,0 +1,219 @@
+"""The HTTP end: routes, headers, and the one place where a request's resources are given back."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from litestar import Litestar, MediaType, Request, Response, get, post
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import ScalarRenderPlugin
+from litestar.params import Parameter
+from litestar.response import Stream as StreamResponse
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from config import Settings
+from engines.pool import Pool
+from engines.protocol import Answer
+from router import VERSION, errors
+from router.catalogue import Catalogue
+from router.dispatch import Dispatcher, Record
+from router.openapi import ChatOperation, CompletionOperation
+from router.words import Endpoint
+
+_RESOURCES = "axion_resources"
+
+T = TypeVar("T")
+
+
+class _ClientLeft(Exception):
+    """Nobody is there to answer."""
+
+
+class Service(msgspec.Struct, frozen=True):
+    """What the handlers work with."""
+
+    settings: Settings
+    pool: Pool
+    catalogue: Catalogue
+    dispatcher: Dispatcher
+
+
+def create_app(service: Service) -> Litestar:
+    """Return the ASGI application. Starting it begins the preloads; stopping it ends the pool."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
+        preload = asyncio.create_task(service.pool.preload(), name="preload")
+        try:
+            yield
+        finally:
+            preload.cancel()
+            await service.pool.close()
+            await asyncio.gather(preload, return_exceptions=True)
+
+    @post(
+        "/v1/chat/completions",
+        status_code=200,
+        operation_class=ChatOperation,
+        summary="Chat completion",
+    )
+    async def chat_completions(request: Request[Any, Any, Any]) -> Response[Any]:
+        """Answer a conversation; `model: "auto"` chooses the model."""
+        return await _serve(service.dispatcher, "chat", request)
+
+    @post(
+        "/v1/completions",
+        status_code=200,
+        operation_class=CompletionOperation,
+        summary="Text completion",
+    )
+    async def completions(request: Request[Any, Any, Any]) -> Response[Any]:
+        """Continue a text; `model: "auto"` chooses the model."""
+        return await _serve(service.dispatcher, "completions", request)
+
+    @get("/v1/models", summary="All models, with state and capabilities")
+    async def models() -> dict[str, Any]:
+        entries = service.catalogue.entries(service.pool.statuses())
+        return {"object": "list", "data": entries}
+
+    @get("/v1/models/{model:path}", summary="One model")
+    async def model(
+        model: Annotated[str, Parameter(description="A model's name, an alias, or `auto`.")],
+    ) -> dict[str, Any]:
+        name = service.catalogue.resolve(model.strip("/"))
+        entries = service.catalogue.entries(service.pool.statuses())
+        return next(entry for entry in entries if entry["id"] == name)
+
+    @get("/health", summary="Live: the service runs")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @get("/health/ready", summary="Ready: the service can answer; 503 and the reasons until then")
+    async def ready() -> Response[dict[str, Any]]:
+        report = readiness(service.settings, service.pool)
+        return Response(report, status_code=503 if report["reasons"] else 200)
+
+    @get("/", include_in_schema=False)
+    async def root() -> dict[str, str]:
+        return {
+            "service": "axion",
+            "version": VERSION,
+            "api": "/v1",
+            "docs": "/docs",
+            "health": "/health/ready",
+        }
+
+    return Litestar(
+        [chat_completions, completions, models, model, health, ready, root],
+        lifespan=[lifespan],
+        middleware=[_give_back],
+        exception_handlers={Exception: errors.respond},
+        request_max_body_size=int(service.settings.server.max_body_mb * 1_000_000),
+        openapi_config=OpenAPIConfig(
+            title="Axion",
+            version=VERSION,
+            description="One OpenAI-compatible endpoint that routes each request to the right "
+            "local model.",
+            path="/docs",
+            render_plugins=[ScalarRenderPlugin()],
+        ),
+        logging_config=None,
+    )
+
+
+def readiness(settings: Settings, pool: Pool) -> dict[str, Any]:
+    """Return whether the service can answer, why not, and which models are broken.
+
+    It can when every preload has been tried and the default model is sound: another model that
+    failed makes it "degraded", for `auto` still has an answer.
+    """
+    statuses = pool.statuses()
+    reasons = [f"{name} is loading" for name in pool.to_preload]
+    reasons += [
+        f"{status.model}, the default, failed: {status.failure}"
+        for status in statuses
+        if status.state == "failed" and status.model == settings.routing.default
+    ]
+    failures = {status.model: status.failure for status in statuses if status.state == "failed"}
+    return {
+        "status": "not ready" if reasons else "degraded" if failures else "ready",
+        "reasons": reasons,
+        "models": {status.model: status.state for status in statuses},
+        "failures": failures,
+    }
+
+
+async def _serve(
+    dispatcher: Dispatcher, endpoint: Endpoint, request: Request[Any, Any, Any]
+) -> Response[Any]:
+    """Answer one generating request."""
+    record = dispatcher.record(endpoint)
+    resources: contextlib.AsyncExitStack = request.scope[_RESOURCES]  # type: ignore[literal-required]
+    resources.callback(record.close, "left by the client")  # unless it was closed before
+    try:
+        body = await request.body()
+        work = dispatcher.dispatch(record, body, resources)
+        reply = await _unless_client_leaves(request.receive, work)
+    except _ClientLeft:
+        return Response(b"", status_code=499)
+    except Exception as error:
+        return _failed(record, error)
+    if isinstance(reply, Answer):
+        record.close("ok")
+        return Response(reply.body, media_type=MediaType.JSON, headers=record.headers())
+    return StreamResponse(
+        reply.events,
+        media_type="text/event-stream",
+        headers={
+            **record.headers(),
+            "cache-control": "no-cache, must-revalidate",
+            "x-accel-buffering": "no",  # nginx would collect the stream otherwise
+        },
+    )
+
+
+def _failed(record: Record, error: Exception) -> Response[bytes]:
+    api_error = errors.translate(error)
+    if api_error.code == "internal_error":
+        errors.log.error("%s: internal error", record.id, exc_info=error)
+    record.close(api_error.code)
+    return errors.render(api_error, record.headers())
+
+
+async def _unless_client_leaves(receive: Receive, work: Awaitable[T]) -> T:
+    """Await `work`, but cancel it when the client closes the connection meanwhile."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _ClientLeft
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def _give_back(app: ASGIApp) -> ASGIApp:
+    """Give back what a request holds when it is over, however it ends (ASGI middleware).
+
+    A generator's `finally` is not enough: when the client leaves while the server is inside
+    `send()`, Litestar drops the generator unclosed and it waits for the garbage collector.
+    """
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.AsyncExitStack() as resources:
+            scope[_RESOURCES] = resources  # type: ignore[literal-required]
+            await app(scope, receive, send)
+
+    return middleware

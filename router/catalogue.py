@@ -1,0 +1,126 @@
+"""The models as clients and the routing see them: names, aliases, capabilities, state."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from config import AUTO, ModelSettings, Settings, nearest
+from engines.checkpoint import Checkpoint, inspect
+from engines.pool import Status
+from engines.sources import local_directory
+from policies import Candidate
+from router.errors import ApiError
+
+UNKNOWN_CONTEXT = 4096
+"""Assumed tokens of context for a model that is not on this disk yet and sets no max_model_len."""
+
+
+class Listed(Struct, frozen=True):
+    """What is known of a model before it is loaded."""
+
+    settings: ModelSettings
+    max_model_len: int
+    vision: bool
+    tools: bool
+
+
+class Catalogue:
+    """All models, in the order of the configuration."""
+
+    def __init__(self, settings: Settings, base: Path) -> None:
+        self._settings = settings
+        self._created = int(time.time())
+        self._listed = {model.name: _listed(model, base) for model in settings.models}
+
+    def resolve(self, name: str) -> str:
+        """Return the model that `name` stands for, or `auto`.
+
+        Raises
+        ------
+        ApiError
+            `model_not_found`, with the nearest name.
+        """
+        target = self._settings.aliases.get(name, name)
+        if target == AUTO or target in self._listed:
+            return target
+        known = [AUTO, *self._listed, *self._settings.aliases]
+        shown = f"`{name}`" if _is_harmless(name) else "you asked for"
+        raise ApiError(
+            f"The model {shown} does not exist or you do not have access to it"
+            f"{nearest(name, known)}. There are: {', '.join(known)}.",
+            "model_not_found",
+            param="model",
+        )
+
+    def candidates(self, statuses: list[Status]) -> list[Candidate]:
+        """Return every model as the decision sees it now."""
+        return [self._candidate(status) for status in statuses]
+
+    def candidate(self, name: str, statuses: list[Status]) -> Candidate:
+        """Return one model as the decision sees it now."""
+        return next(self._candidate(status) for status in statuses if status.model == name)
+
+    def _candidate(self, status: Status) -> Candidate:
+        listed = self._listed[status.model]
+        return Candidate(
+            model=status.model,
+            max_model_len=listed.max_model_len,
+            vision=listed.vision,
+            tools=listed.tools,
+            state=status.state,
+        )
+
+    def entries(self, statuses: list[Status]) -> list[dict[str, Any]]:
+        """Return the model objects of `GET /v1/models`: `auto` first, then every model."""
+        largest = max(listed.max_model_len for listed in self._listed.values())
+        auto = {
+            **self._entry(AUTO),
+            "description": "Chooses one of the other models for each request.",
+            "max_model_len": largest,
+            "capabilities": {
+                "vision": any(listed.vision for listed in self._listed.values()),
+                "tools": any(listed.tools for listed in self._listed.values()),
+            },
+        }
+        return [auto, *(self._model_entry(status) for status in statuses)]
+
+    def _model_entry(self, status: Status) -> dict[str, Any]:
+        listed = self._listed[status.model]
+        return {
+            **self._entry(status.model),
+            "description": listed.settings.description,
+            "source": listed.settings.source,
+            "max_model_len": listed.max_model_len,
+            "capabilities": {"vision": listed.vision, "tools": listed.tools},
+            "state": status.state,
+            "requests": status.held,
+            "failure": status.failure,
+        }
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "axion"}
+
+    def aliases_of(self, name: str) -> list[str]:
+        """Return the other names of a model or of `auto`."""
+        aliases: Mapping[str, str] = self._settings.aliases
+        return [alias for alias, target in aliases.items() if target == name]
+
+
+def _listed(model: ModelSettings, base: Path) -> Listed:
+    directory = local_directory(model.source, base) if model.engine == "vllm" else None
+    facts = inspect(directory) if directory else Checkpoint()
+    chosen = model.capabilities
+    return Listed(
+        settings=model,
+        max_model_len=model.max_model_len or facts.max_position or UNKNOWN_CONTEXT,
+        vision=facts.vision if chosen.vision is None else chosen.vision,
+        tools=model.tool_parser is not None if chosen.tools is None else chosen.tools,
+    )
+
+
+def _is_harmless(name: str) -> bool:
+    """Tell whether a name from a client may be shown back: short, and plainly a name."""
+    return len(name) <= 64 and all(char.isalnum() or char in "._-/:" for char in name)

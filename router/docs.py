@@ -1,0 +1,152 @@
+"""Write the generated pages: `python -m router.docs`. A test fails when they are stale."""
+
+# ruff: noqa: E501 - Markdown has one sentence on a line
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import NODEFAULT, Meta, Struct
+
+from config import Settings
+from router.errors import CODES
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def pages() -> dict[str, str]:
+    """Return the generated pages by file name."""
+    return {"configuration.md": configuration(), "errors.md": errors()}
+
+
+def main() -> None:
+    """Write every generated page."""
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        sys.stdout.write(f"docs/{name}\n")
+
+
+def configuration() -> str:
+    """Return the page that describes every key."""
+    return "\n".join([_CONFIGURATION, *_sections("", Settings, "The file")]) + "\n"
+
+
+_CONFIGURATION = """\
+# What can be configured?
+
+<!-- Generated from config/settings.py by `python -m router.docs`; edit there. -->
+
+A configuration is one YAML or JSON file.
+`axion serve --config FILE` runs it, `axion check FILE` says everything that is wrong with it, each problem with its line.
+Unknown keys, wrong types, values out of bounds and names that do not exist are errors; nothing is silently ignored.
+
+Two files are shipped and commented: [quickstart.yaml](../config/quickstart.yaml), for any laptop, and [axion.yaml](../config/axion.yaml), the production roles.
+Sizes in GB are GiB (2^30 bytes) unless a key says otherwise; times are seconds."""
+
+
+def _sections(path: str, kind: type[Struct], title: str) -> Iterator[str]:
+    yield f"\n## {title}\n"
+    yield (kind.__doc__ or "").strip().splitlines()[0]
+    yield "\n| key | type | default | meaning |\n| --- | --- | --- | --- |"
+    inner: list[tuple[str, type[Struct], str]] = []
+    hints = get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        annotation = hints[field.name]
+        struct, is_list = _struct_in(annotation)
+        here = f"{path}{field.name}"
+        if struct is not None:
+            name = f"{here}[]" if is_list else here
+            inner.append((f"{name}.", struct, f"`{name}`"))
+            shown = "list, see below" if is_list else "see below"
+        else:
+            shown = _type(annotation)
+        text = _meaning(annotation).replace("|", "\\|")
+        default = _default(field, struct is not None)
+        yield f"| `{here}` | {shown} | {default} | {text} |"
+    for name, struct, heading in inner:
+        yield from _sections(name, struct, heading)
+
+
+def _struct_in(annotation: Any) -> tuple[type[Struct] | None, bool]:
+    """Return the Struct that an annotation holds, and whether as a list of them."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return kind, False
+    if get_origin(kind) is list:
+        return _struct_in(get_args(kind)[0])[0], True
+    return None, False
+
+
+def _type(annotation: Any) -> str:
+    """Return the type in plain words, with its bounds."""
+    if get_origin(annotation) is Annotated:
+        kind, *metas = get_args(annotation)
+        bounds = [
+            f"{sign} {value:g}"
+            for meta in metas
+            if isinstance(meta, Meta)
+            for sign, value in (("≥", meta.ge), (">", meta.gt), ("≤", meta.le), ("<", meta.lt))
+            if value is not None
+        ]
+        return ", ".join([_type(kind), *bounds])
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"list of {_type(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    if options:
+        return " or ".join(_type(option) for option in options)
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
+
+
+def _meaning(annotation: Any) -> str:
+    metas = [meta for meta in get_args(annotation) if isinstance(meta, Meta) and meta.description]
+    return metas[-1].description or "" if metas else ""
+
+
+def _default(field: Any, is_struct: bool) -> str:
+    if field.required:
+        return "**needed**"
+    value = field.default
+    if value is NODEFAULT:
+        value = field.default_factory() if not is_struct else None
+    if value is None or is_struct:
+        return ""
+    if value in ([], {}, ""):
+        return "empty"
+    return f"`{'true' if value is True else 'false' if value is False else value}`"
+
+
+def errors() -> str:
+    """Return the page that lists every error code."""
+    rows = "\n".join(
+        f"| `{name}` | {code.status} | `{code.type}` | {code.meaning} |"
+        for name, code in CODES.items()
+    )
+    return f"""\
+# What do the errors mean?
+
+<!-- Generated from router/errors.py by `python -m router.docs`; edit there. -->
+
+Every error, also for a wrong URL or method, is OpenAI's envelope:
+
+```json
+{{"error": {{"message": "what, where, and what to do", "type": "…", "param": "the field at fault or null", "code": "…"}}}}
+```
+
+The message never repeats the prompt.
+`429` and `503` carry `Retry-After` in seconds.
+After the first byte of a stream the status is gone: a failure is then one event with this envelope, followed by `data: [DONE]`.
+
+| code | status | type | when, and what to do |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+
+if __name__ == "__main__":
+    main()

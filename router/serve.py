@@ -1,0 +1,170 @@
+"""Run the service: check, bind, fetch, import vLLM, listen, stop cleanly."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from config import Settings
+from engines.load import EngineLoader
+from engines.memory import GIB, available_bytes, budget_bytes, footprint_bytes
+from engines.pool import Loader, Pool
+from engines.sources import SourceError, local_directory, resolve
+from router import tokens
+from router.app import Service, create_app
+from router.catalogue import Catalogue
+from router.dispatch import Dispatcher
+
+log = logging.getLogger("axion")
+
+
+class CannotStart(Exception):
+    """The service cannot start; the message says why and what to do."""
+
+
+def build(settings: Settings, base: Path, loader: Loader) -> Service:
+    """Return the service for `settings`, with nothing loaded yet."""
+    catalogue = Catalogue(settings, base)
+    budget = budget_bytes(settings.pool.memory_budget_gb)
+    pool = Pool(settings.models, settings.pool, loader, budget)
+    return Service(settings, pool, catalogue, Dispatcher(settings, catalogue, pool))
+
+
+def serve(settings: Settings, base: Path) -> None:
+    """Serve until SIGTERM or Ctrl-C, then let running requests finish.
+
+    Parameters
+    ----------
+    base
+        Directory that relative model sources start from: that of the configuration file.
+
+    Raises
+    ------
+    CannotStart
+        The port is taken, a model's files are missing, or a model can never fit into memory.
+    """
+    with _bound(settings.server.host, settings.server.port) as listener:
+        _fetch(settings, base)
+        _check_memory(settings, base)
+        log.info("importing vLLM (5 to 10 s)")
+        loader = EngineLoader(settings, base)
+        tokens.warm()
+        service = build(settings, base, loader)
+        config = uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=max(1, round(settings.server.shutdown_grace_s)),
+            server_header=False,
+        )
+        # uvicorn raises the signal again after its clean stop; the stop was what it asked for.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        with contextlib.suppress(KeyboardInterrupt):
+            _Server(config, settings).run(sockets=[listener])
+    log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with a greeting once it listens."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            sys.stdout.write(greeting(self._settings, sockets[0].getsockname()[1]))
+            sys.stdout.flush()
+
+
+def greeting(settings: Settings, port: int) -> str:
+    """Return what the terminal shows once the service listens, with a command to copy."""
+    host = settings.server.host
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared, not bound
+    models = "\n".join(f"  {model.name:<18} {model.description}" for model in settings.models)
+    return f"""
+Axion listens on {url} and chooses between:
+{models}
+
+Try it (the first answer waits until its model is loaded):
+  curl {url}/v1/chat/completions -H 'content-type: application/json' -d \\
+    '{{"model": "auto", "max_tokens": 50, "messages": [{{"role": "user", "content": "Hola"}}]}}'
+
+Models and their state: {url}/v1/models   API page: {url}/docs   Stop: Ctrl-C
+
+"""
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Take the port before anything slow happens, so that a taken one is known at once."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        raise CannotStart(f"server.host {host!r} is not an address of this machine") from None
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise CannotStart(
+                f"cannot listen on {host}:{port}: {error.strerror}. Stop what uses it, or choose "
+                "another port with --port or server.port"
+            ) from None
+        yield listener
+
+
+def _fetch(settings: Settings, base: Path) -> None:
+    """Make what `quickstart:` and local sources name available; hub models wait for their load."""
+    for source in dict.fromkeys(m.source for m in settings.models if m.engine == "vllm"):
+        if source.startswith(("quickstart:", "/", ".", "~")):
+            try:
+                resolve(source, base, log.info)
+            except SourceError as error:
+                raise CannotStart(str(error)) from None
+
+
+def _check_memory(settings: Settings, base: Path) -> None:
+    """Refuse a model that can never fit; warn of a budget that this machine does not have."""
+    budget = budget_bytes(settings.pool.memory_budget_gb)
+    free = available_bytes()
+    for model in settings.models:
+        directory = local_directory(model.source, base) if model.engine == "vllm" else None
+        need = footprint_bytes(model, directory) if directory else 0
+        if need > min(budget, free):
+            raise CannotStart(
+                f"{model.name} takes {need / GIB:.2f} GiB, but the memory budget is "
+                f"{budget / GIB:.2f} GiB and {free / GIB:.2f} GiB are available. Lower its "
+                "kv_cache_gb, free memory, or raise pool.memory_budget_gb"
+            )
+    if budget > free:
+        log.warning(
+            "pool.memory_budget_gb is %.2f GiB, but only %.2f GiB are available: models will make "
+            "room for each other earlier",
+            budget / GIB,
+            free / GIB,
+        )
+
+
+def run_checked(settings: Settings, base: Path) -> int:
+    """Serve and end the process; return the exit status only if the service could not start."""
+    try:
+        serve(settings, base)
+    except CannotStart as error:
+        sys.stderr.write(f"axion: {error}.\n")
+        return 1
+    except KeyboardInterrupt:  # while still starting
+        return 130
+    # Everything is stopped and written. An ordinary exit would let vLLM's libraries fill the
+    # operator's terminal with pages about their own leaks.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,51 @@
+"""A request in our own words; after the edge nobody sees the wire."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+Endpoint = Literal["chat", "completions"]
+
+
+class Turn(Struct, frozen=True):
+    """One message of a conversation.
+
+    Attributes
+    ----------
+    role
+        `system`, `developer`, `user`, `assistant` or `tool`.
+    text
+        All its text parts, joined by newlines.
+    images
+        How many image parts it has.
+    """
+
+    role: str
+    text: str
+    images: int = 0
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What routing needs to know of a request.
+
+    Attributes
+    ----------
+    model
+        The name the client sent, before aliases.
+    turns
+        The conversation, oldest first; a completion is one user turn.
+    tools
+        How many tools are offered.
+    tools_chars
+        Length of the tools' JSON, in characters; the model reads it too.
+    output_tokens
+        Tokens asked for at most, or 0 when the client did not say.
+    """
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    turns: tuple[Turn, ...]
+    tools: int = 0
+    tools_chars: int = 0
+    output_tokens: int = 0
