@@ -1,0 +1,415 @@
+"""The HTTP surface, on echo engines."""
+
+import json
+
+import httpx
+import pytest
+
+from router.app import create_app
+from router.errors import CODES
+
+HOLA = {"model": "auto", "messages": [{"role": "user", "content": "Hola"}]}
+
+
+async def chat(client, **changes):
+    return await client.post("/v1/chat/completions", json={**HOLA, **changes})
+
+
+def error_of(response):
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error = body["error"]
+    assert CODES[error["code"]].status == response.status_code
+    assert CODES[error["code"]].type == error["type"]
+    return error
+
+
+async def test_a_chat_is_answered_by_the_chosen_model_and_says_why(client):
+    response = await chat(client)
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body["model"] == "phi4_fast"
+    assert body["choices"][0]["message"]["content"] == "Hola"
+    assert response.headers["x-axion-model"] == "phi4_fast"
+    assert response.headers["x-axion-reason"]
+    assert response.headers["x-axion-reason"].isascii()
+    assert body["id"] == f"chatcmpl-{response.headers['x-axion-decision']}"
+
+
+async def test_code_goes_to_the_coder(client):
+    messages = [{"role": "user", "content": "Write a Python function that reverses a string"}]
+
+    response = await chat(client, messages=messages)
+
+    assert response.json()["model"] == "qwen_coder"
+    assert "code" in response.headers["x-axion-reason"]
+
+
+async def test_a_named_model_answers_itself(client):
+    response = await chat(client, model="mistral_balanced")
+
+    assert response.json()["model"] == "mistral_balanced"
+    assert response.headers["x-axion-reason"] == "named by the client"
+
+
+@pytest.mark.parametrize(("alias", "model"), [("gpt-4o", "phi4_fast"), ("coder", "qwen_coder")])
+async def test_an_alias_stands_for_a_model_or_for_auto(client, alias, model):
+    response = await chat(client, model=alias)
+
+    assert response.json()["model"] == model
+    assert response.headers["x-axion-reason"].startswith(f"alias {alias}")
+
+
+async def test_a_stream_has_these_bytes(client):
+    messages = [{"role": "user", "content": "uno dos"}]
+    response = await chat(
+        client, messages=messages, stream=True, stream_options={"include_usage": True}
+    )
+
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache, must-revalidate"
+    head = (
+        f'{{"id":"chatcmpl-{response.headers["x-axion-decision"]}","object":"chat.completion.chunk"'
+        ',"created":0,"model":"phi4_fast","choices":'
+    )
+    choice = '[{"index":0,"finish_reason":%s,"logprobs":null,"delta":%s}]'
+    assert response.text == "".join(
+        f"data: {event}\n\n"
+        for event in (
+            head + choice % ("null", '{"role":"assistant","content":""}') + "}",
+            head + choice % ("null", '{"content":"uno"}') + "}",
+            head + choice % ("null", '{"content":" dos"}') + "}",
+            head + choice % ('"stop"', "{}") + "}",
+            head + '[],"usage":{"prompt_tokens":2,"completion_tokens":2,"total_tokens":4}}',
+            "[DONE]",
+        )
+    )
+
+
+async def test_a_completion_is_answered_whole_and_streamed(client):
+    body = {"model": "auto", "prompt": "one two"}
+    whole = await client.post("/v1/completions", json=body)
+    stream = await client.post("/v1/completions", json={**body, "stream": True})
+
+    assert whole.json()["object"] == "text_completion"
+    assert whole.json()["choices"][0]["text"] == "one two"
+    assert stream.text.endswith("data: [DONE]\n\n")
+
+
+async def test_models_lists_auto_first_and_then_every_model_with_its_state(client):
+    await chat(client)
+
+    response = await client.get("/v1/models")
+
+    body = response.json()
+    assert body["object"] == "list"
+    assert [entry["id"] for entry in body["data"]] == [
+        "auto",
+        "phi4_fast",
+        "qwen_coder",
+        "mistral_balanced",
+        "gemma3_multimodal",
+    ]
+    assert body["data"][0]["max_model_len"] == 4096
+    phi = body["data"][1]
+    assert phi["object"] == "model"
+    assert phi["state"] == "ready"
+    assert phi["max_model_len"] == 64
+    assert phi["capabilities"] == {"vision": False, "tools": False}
+    assert body["data"][2]["state"] == "cold"  # listing loads nothing
+    assert body["data"][2]["capabilities"]["tools"] is True
+    assert body["data"][4]["capabilities"]["vision"] is True
+
+
+@pytest.mark.parametrize(("name", "id_"), [("auto", "auto"), ("coder", "qwen_coder")])
+async def test_one_model_can_be_asked_for_also_by_alias(client, name, id_):
+    response = await client.get(f"/v1/models/{name}")
+
+    assert response.json()["id"] == id_
+
+
+async def test_an_unknown_model_is_refused_with_the_nearest_name(client):
+    for response in (
+        await chat(client, model="qwen_codr"),
+        await client.get("/v1/models/qwen_codr"),
+    ):
+        error = error_of(response)
+        assert response.status_code == 404
+        assert error["code"] == "model_not_found"
+        assert error["message"].startswith(
+            "The model `qwen_codr` does not exist or you do not have access to it"
+            " (did you mean `qwen_coder`?)."
+        )
+
+
+async def test_a_strange_model_name_is_not_repeated(client):
+    error = error_of(await chat(client, model="429 rate limit <script>"))
+
+    assert error["message"].startswith("The model you asked for does not exist")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (b"", "invalid_json", None),
+        (b"{", "invalid_json", None),
+        (b"\xff\xfe", "invalid_json", None),
+        (b"[]", "invalid_type", None),
+        (b"null", "invalid_type", None),
+        (b"{}", "missing_required_parameter", "model"),
+        (b'{"model": "auto"}', "missing_required_parameter", "messages"),
+        (b'{"model": 5, "messages": []}', "invalid_type", "model"),
+        (b'{"model": "auto", "messages": []}', "empty_array", "messages"),
+        (b'{"model": "auto", "messages": {}}', "invalid_type", "messages"),
+        (b'{"model": "auto", "messages": ["hi"]}', "invalid_type", "messages[0]"),
+        (
+            b'{"model": "auto", "messages": [{"content": "hi"}]}',
+            "missing_required_parameter",
+            "messages[0].role",
+        ),
+        (
+            b'{"model": "auto", "messages": [{"role": "robot", "content": "hi"}]}',
+            "invalid_value",
+            "messages[0].role",
+        ),
+        (
+            b'{"model": "auto", "messages": [{"role": "user", "content": 5}]}',
+            "invalid_type",
+            "messages[0].content",
+        ),
+        (
+            b'{"model": "auto", "stream": "yes", "messages": [{"role": "user", "content": "a"}]}',
+            "invalid_type",
+            "stream",
+        ),
+        (b"[" * 100_000, "invalid_type", None),
+        (
+            b'{"model": "auto", "messages": [{"role": "user", "content": "\\ud800"}]}',
+            "invalid_json",
+            None,
+        ),
+    ],
+    ids=lambda value: value[:60].decode("latin1") if isinstance(value, bytes) else None,
+)
+async def test_a_body_that_is_wrong_is_refused_with_the_field_at_fault(client, body, code, param):
+    error = error_of(await client.post("/v1/chat/completions", content=body))
+
+    assert (error["code"], error["param"]) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/v1/nothing", "not_found"),
+        ("GET", "/v1/chat/completions", "method_not_allowed"),
+        ("DELETE", "/health", "method_not_allowed"),
+        ("POST", "/v1/models", "method_not_allowed"),
+    ],
+)
+async def test_a_wrong_url_or_method_gets_the_envelope_too(client, method, path, code):
+    response = await client.request(method, path)
+
+    assert error_of(response)["code"] == code
+    if code == "method_not_allowed":
+        assert response.headers["allow"]
+
+
+async def test_a_body_past_the_limit_is_refused(make_service):
+    from config import ServerSettings
+
+    service = make_service(server=ServerSettings(max_body_mb=0.001))
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        exact = json.dumps(HOLA).encode().ljust(1000)
+        assert (await client.post("/v1/chat/completions", content=exact)).status_code == 200
+        error = error_of(await client.post("/v1/chat/completions", content=exact + b" "))
+        assert error["code"] == "request_too_large"
+
+
+async def test_a_prompt_past_the_context_of_a_named_model_is_refused_with_both_numbers(client):
+    messages = [{"role": "user", "content": "palabra " * 100}]
+
+    response = await chat(client, model="phi4_fast", messages=messages)
+
+    error = error_of(response)
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == "messages"
+    assert error["message"].startswith("This model's maximum context length is 64 tokens. However")
+    assert "palabra" not in error["message"]
+    assert response.headers["x-axion-model"] == "phi4_fast"
+
+
+async def test_auto_takes_a_longer_context_when_the_default_is_too_short(client):
+    messages = [{"role": "user", "content": "hello there " * 500}]
+
+    response = await chat(client, messages=messages)
+
+    assert response.json()["model"] == "gemma3_multimodal"
+
+
+async def test_a_prompt_past_every_context_is_refused(client):
+    messages = [{"role": "user", "content": "hello there " * 9000}]
+
+    error = error_of(await chat(client, messages=messages))
+
+    assert error["code"] == "context_length_exceeded"
+    assert "maximum context length is 4096 tokens" in error["message"]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+async def test_images_go_to_a_model_that_sees(client):
+    content = [{"type": "text", "text": "¿Qué ves?"}, IMAGE]
+
+    response = await chat(client, messages=[{"role": "user", "content": content}])
+
+    assert response.json()["model"] == "gemma3_multimodal"
+
+
+async def test_a_named_model_that_cannot_see_refuses_images(client):
+    content = [{"type": "text", "text": "What is this?"}, IMAGE]
+
+    error = error_of(
+        await chat(client, model="qwen_coder", messages=[{"role": "user", "content": content}])
+    )
+
+    assert error["code"] == "no_capable_model"
+
+
+async def test_health_is_live_and_ready_tells_which_models_are_broken(client):
+    assert (await client.get("/health")).json() == {"status": "ok"}
+    await chat(client)
+    await chat(client, model="qwen_coder")
+    slots = client.service.pool._slots
+
+    slots["qwen_coder"].engine.break_down("its process ended")
+    response = await client.get("/health/ready")
+    assert response.status_code == 200
+    assert response.json()["status"] == "degraded"
+    assert response.json()["failures"] == {"qwen_coder": "its process ended"}
+
+    slots["phi4_fast"].engine.break_down("its process ended")
+    response = await client.get("/health/ready")
+    assert response.status_code == 503
+    assert response.json()["reasons"] == ["phi4_fast, the default, failed: its process ended"]
+
+
+async def test_not_ready_until_the_preloads_are_through(make_service):
+    from config import ModelSettings, RoutingSettings
+
+    model = ModelSettings(name="a", source="x", engine="echo", preload=True)
+    service = make_service(models=[model], routing=RoutingSettings(default="a"), aliases={})
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        response = await client.get("/health/ready")
+        assert response.status_code == 503
+        assert response.json()["reasons"] == ["a is loading"]
+
+        await service.pool.preload()
+        assert (await client.get("/health/ready")).json()["status"] == "ready"
+
+
+async def test_a_failure_after_the_first_byte_is_an_error_event_and_then_done(client):
+    await chat(client)
+    engine = client.service.pool._slots["phi4_fast"].engine
+    events = []
+    async with client.stream(
+        "POST",
+        "/v1/chat/completions",
+        json={**HOLA, "stream": True, "messages": [{"role": "user", "content": "a b"}]},
+    ) as response:
+        # The app runs ahead of this reader, so the engine breaks as soon as it is asked again.
+        events = [line async for line in response.aiter_lines() if line]
+    assert events[-1] == "data: [DONE]"
+
+    engine._word_s = 0.01
+    stream = client.stream(
+        "POST",
+        "/v1/chat/completions",
+        json={**HOLA, "stream": True, "messages": [{"role": "user", "content": "a b c d"}]},
+    )
+    import asyncio
+
+    asyncio.get_running_loop().call_later(0.025, engine.break_down, "its process ended")
+    async with stream as response:
+        assert response.status_code == 200
+        events = [line async for line in response.aiter_lines() if line]
+    assert events[-1] == "data: [DONE]"
+    error = json.loads(events[-2].removeprefix("data: "))["error"]
+    assert error["code"] == "engine_failed"
+    assert error["type"] == "server_error"
+
+
+async def test_a_failure_before_the_first_byte_has_its_status(client):
+    await chat(client)
+
+    async def broken(*_):
+        raise RuntimeError("a bug")
+
+    client.service.pool._slots["phi4_fast"].engine.generate = broken
+    for stream in (False, True):
+        error = error_of(await chat(client, stream=stream))
+        assert error["code"] == "internal_error"
+        assert "a bug" not in error["message"]
+
+
+async def test_the_openapi_page_describes_every_endpoint(client):
+    schema = (await client.get("/docs/openapi.json")).json()
+
+    assert set(schema["paths"]) == {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/health",
+        "/health/ready",
+    }
+    assert "requestBody" in schema["paths"]["/v1/chat/completions"]["post"]
+    assert (await client.get("/docs")).headers["content-type"].startswith("text/html")
+
+
+async def test_the_root_points_to_the_rest(client):
+    assert (await client.get("/")).json()["docs"] == "/docs"
+
+
+async def test_tools_need_a_model_that_calls_them_unless_none_are_to_be_called(client):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+    offered = await chat(client, tools=tools)
+    declined = await chat(client, tools=tools, tool_choice="none")
+
+    assert offered.json()["model"] == "qwen_coder"
+    assert declined.json()["model"] == "phi4_fast"
+
+
+async def test_an_alias_in_any_script_makes_a_sound_header(make_service):
+    service = make_service(aliases={"último\n模型": "auto"})
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        response = await chat(client, model="último\n模型")
+
+    assert response.status_code == 200
+    assert response.headers["x-axion-reason"].startswith(r"alias \xfaltimo\n\u6a21\u578b; ")
+
+
+async def test_every_request_writes_one_line_into_the_log_without_its_text(client, caplog):
+    caplog.set_level("INFO", "axion.request")
+    secret = [{"role": "user", "content": "mi secreto"}]
+
+    answers = [
+        await chat(client, messages=secret),
+        await chat(client, messages=secret, stream=True),
+    ]
+    refused = await chat(client, model="nothing")
+
+    lines = [record.getMessage() for record in caplog.records]
+    ids = [answer.headers["x-axion-decision"] for answer in (*answers, refused)]
+    assert [line.split()[0] for line in lines] == ids
+    assert "auto -> phi4_fast: ok in" in lines[0]
+    assert "auto -> phi4_fast: ok in" in lines[1]
+    assert "-> -: model_not_found" in lines[2]
+    assert "secreto" not in "".join(lines)
