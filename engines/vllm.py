@@ -2,6 +2,7 @@
 
 The engine object lives in this process; its core, with the weights and the KV cache, is a child
 process, so unloading really returns the memory and a crash stays with one model.
+Children are forked from a template process that has imported everything (`engines.template`).
 Everything slow happens in threads: the event loop only ever awaits.
 """
 
@@ -9,13 +10,17 @@ import asyncio
 import contextlib
 import gc
 import logging
+import multiprocessing
 import os
 import re
+import threading
 import warnings
 from argparse import Namespace
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +34,11 @@ from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Str
 
 log = logging.getLogger("axion.vllm")
 
+# Variables that the operator has set in the environment stay as they are.
 _ENVIRONMENT = {
-    child.ENABLED: "1",
     # The worker lives inside the core process: starts in 10 s instead of 16, generates a third
     # faster (docs/engines.md).
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     # By default vLLM keeps one core for its own server; on two cores that halves the speed.
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     # The ahead-of-time compile cache of 0.32 fails to load and compiles anew at each start.
@@ -42,6 +46,7 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     # Its warnings are about GPUs, Triton and allocators; operators read ours instead.
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -52,12 +57,8 @@ def _prepare() -> None:
 
     Takes 5 to 10 s. Imports hold the interpreter for up to 0.3 s at a time, and a full garbage
     collection over their million objects for 0.1 s; after this neither happens while serving.
-    Variables that the operator has set in the environment stay as they are.
     """
-    quiet = "VLLM_LOGGING_LEVEL" not in os.environ
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if quiet:
+    if os.environ["VLLM_LOGGING_LEVEL"] == _ENVIRONMENT["VLLM_LOGGING_LEVEL"]:
         # In this process its errors are ours to tell: they reach the client and our own log.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
@@ -82,9 +83,11 @@ class VllmStarter:
     """Starts vLLM engines. Making one imports vLLM, which takes 5 to 10 s."""
 
     def __init__(self) -> None:
+        self._template = _Template()  # imports in its own process, at the same time as this one
         _prepare()
         _parser()
-        # One at a time: vLLM reads thread counts from the process environment while it starts.
+        self._template.serve_vllm()
+        # One at a time: vLLM reads the process environment while it starts an engine.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="axion-start")
 
     def warm(self, model: ModelSettings, directory: Path) -> None:
@@ -110,17 +113,18 @@ class VllmStarter:
     async def start(self, model: ModelSettings, directory: Path) -> "VllmEngine":
         """Return a running engine for the model in `directory`. Cancelling ends its process."""
         loop = asyncio.get_running_loop()
-        before = {process.pid for process in psutil.Process().children()}
-        starting = loop.run_in_executor(self._thread, _start, model, directory)
+        launch = _Launch(model)
+        starting = loop.run_in_executor(self._thread, self._start, launch, directory)
         try:
             llm, args = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # The thread cannot be cancelled, but without its process it fails and ends at once.
             if not starting.cancel():
-                _kill_engines_except(before)
+                while not starting.done():
+                    launch.kill()
+                    await asyncio.wait({starting}, timeout=0.05)
                 with contextlib.suppress(Exception):
-                    llm, _ = await starting
-                    await asyncio.to_thread(llm.shutdown)
+                    await asyncio.to_thread(starting.result()[0].shutdown)
             raise
         engine = VllmEngine(model, llm)
         try:
@@ -130,30 +134,83 @@ class VllmStarter:
             raise
         return engine
 
+    def _start(self, launch: "_Launch", directory: Path) -> tuple[Any, Namespace]:
+        """Start the engine process and wait until it has loaded the model. Blocks for seconds."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
 
-def _kill_engines_except(keep: set[int]) -> None:
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            command = " ".join(process.cmdline())  # it renames itself once it has started
-            is_engine = "spawn_main" in command or "EngineCore" in command
-            if is_engine and process.pid not in keep:
-                process.kill()
+        args = _arguments(launch.model, directory)
+        with self._template.launching(launch):
+            llm = AsyncLLM.from_vllm_config(
+                AsyncEngineArgs.from_cli_args(args).create_engine_config(
+                    UsageContext.ENGINE_CONTEXT
+                ),
+                disable_log_stats=True,
+            )
+        return llm, args
 
 
-def _start(model: ModelSettings, directory: Path) -> tuple[Any, Namespace]:
-    """Start the engine process and wait until it has loaded the model. Blocks for seconds."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
+class _Launch:
+    """One start of an engine: what its process is given, and how to end it."""
 
-    args = _arguments(model, directory)
-    os.environ["VLLM_PROCESS_NAME_PREFIX"] = f"axion:{model.name}"  # what `ps` and `top` show
-    os.environ["OMP_NUM_THREADS"] = str(model.threads or len(os.sched_getaffinity(0)))
-    llm = AsyncLLM.from_vllm_config(
-        AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.ENGINE_CONTEXT),
-        disable_log_stats=True,
-    )
-    return llm, args
+    def __init__(self, model: ModelSettings) -> None:
+        self.model = model
+        self.process: BaseProcess | None = None
+
+    def surroundings(self) -> child.Surroundings:
+        # vLLM sets some of these only while it makes an engine's configuration.
+        names = [name for name in os.environ if name.startswith(("VLLM_", "TORCHINDUCTOR_"))]
+        return child.Surroundings(
+            title=f"axion:{self.model.name}",
+            threads=self.model.threads or len(os.sched_getaffinity(0)),
+            environment={name: os.environ[name] for name in names},
+        )
+
+    def kill(self) -> None:
+        """End the process if it has been started."""
+        if self.process is not None and self.process.pid is not None:
+            self.process.kill()
+
+
+class _Template:
+    """The process that engines are forked from. If it dies, the next start makes another."""
+
+    def __init__(self) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["engines.template"])
+        self._here = threading.local()  # .launch: the one that this thread is making
+        forkserver.ensure_running()
+
+    def serve_vllm(self) -> None:
+        """Have vLLM fork its engine cores from the template."""
+        import vllm.v1.engine.utils
+
+        vllm.v1.engine.utils.get_mp_context = lambda: self
+
+    @contextlib.contextmanager
+    def launching(self, launch: _Launch) -> Iterator[None]:
+        """Give `launch` the process that vLLM starts in this thread meanwhile."""
+        self._here.launch = launch
+        try:
+            yield
+        finally:
+            del self._here.launch
+
+    def Process(  # noqa: N802 - the name in a multiprocessing context
+        self, *, target: Callable[..., None], name: str, kwargs: dict[str, Any]
+    ) -> BaseProcess:
+        """Return the launch's process; vLLM starts it."""
+        launch: _Launch = self._here.launch
+        launch.process = self._context.Process(
+            target=child.run, name=name, args=(launch.surroundings(), target), kwargs=kwargs
+        )
+        return launch.process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
 
 
 def _arguments(model: ModelSettings, directory: Path) -> Namespace:

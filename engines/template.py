@@ -1,0 +1,30 @@
+"""What the template process imports: everything that an engine needs, and nothing is started.
+
+Engines are forked from this process, so that none of them imports vLLM and PyTorch again: a load
+takes 2 s instead of 12 s, and all engines share the pages of these imports (`docs/engines.md`).
+Forking is safe as long as this process has one thread, so nothing here may run a computation.
+"""
+
+import atexit
+import gc
+import os
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import vllm.model_executor.model_loader
+    import vllm.model_executor.models.llama
+    import vllm.multimodal
+    import vllm.transformers_utils.config
+    import vllm.v1.attention.backends.cpu_attn
+    import vllm.v1.engine.core
+    import vllm.v1.executor.uniproc_executor
+    import vllm.v1.structured_output
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+# A collection in a child would write to the header of every object and so copy every shared page.
+gc.collect()
+gc.freeze()
+
+# An ordinary exit would fill the operator's terminal with pages about leaks of vLLM's libraries.
+atexit.register(os._exit, 0)
