@@ -6,8 +6,8 @@ from typing import NamedTuple
 from config import ConditionSettings, RoutingSettings
 from policies.words import Candidate, Decision, Exclusion, Task
 
-MARGIN = 0.2
-"""How far a model's own count of the prompt may be from `Task.prompt_tokens`, either way.
+MORE, FEWER = 0.4, 0.2
+"""How far a model's own count of the prompt may be above and below `Task.prompt_tokens`.
 
 The estimate is made with one vocabulary for all models; `docs/routing.md` has the measured ratios.
 """
@@ -84,10 +84,9 @@ def decide(task: Task, candidates: Sequence[Candidate], routing: RoutingSettings
             break
         skipped[model] = None
     else:
-        _, is_tight = least
-        pick, which = (
-            (max, "largest context") if is_tight else (min, "smallest context that is enough")
-        )
+        pick, which = min, "smallest context that is enough"
+        if least[1]:  # none surely is; the largest is the likeliest to be
+            pick, which = max, "largest context"
         model, rule = pick(group, key=lambda candidate: candidate.max_model_len).model, None
         why = f"{which} -> {model}"
 
@@ -135,14 +134,14 @@ def _lack(task: Task, candidate: Candidate) -> str:
     missing = [skill.lacks for skill in _needs(task) if not _has(candidate, skill)]
     if missing:
         return " and ".join(missing)
-    if _tokens(task, 1 - MARGIN) > candidate.max_model_len:
+    if _tokens(task, 1 - FEWER) > candidate.max_model_len:
         return f"has a context of only {candidate.max_model_len} tokens"
     return ""
 
 
 def _doubts(task: Task, candidate: Candidate) -> tuple[bool, bool]:
     """Return whether a capable candidate has failed, and whether its context may be too short."""
-    return candidate.state == "failed", _tokens(task, 1 + MARGIN) > candidate.max_model_len
+    return candidate.state == "failed", _tokens(task, 1 + MORE) > candidate.max_model_len
 
 
 def _in_words(doubts: tuple[bool, bool]) -> str:

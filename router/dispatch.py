@@ -122,7 +122,10 @@ class Dispatcher:
             if refusal := unable(task, self._catalogue.candidate(asked, statuses)):
                 raise refusal
         except Undecidable as refusal:
-            raise ApiError(refusal.message, refusal.code, param=refusal.param) from None
+            param = refusal.param
+            if param == "messages" and request.endpoint == "completions":
+                param = "prompt"
+            raise ApiError(refusal.message, refusal.code, param=param) from None
         via = "named by the client" if request.model == asked else f"alias {request.model}"
         return Decision(model=asked, reason=via, rule=None)
 

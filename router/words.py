@@ -37,7 +37,8 @@ class Request(Struct, frozen=True, kw_only=True):
     tools
         How many tools are offered.
     tools_chars
-        Length of the tools' JSON, in characters; the model reads it too.
+        Length of the JSON of the tools, and of the calls in the conversation, in characters; the model
+        reads them too.
     output_tokens
         Tokens asked for at most, or 0 when the client did not say.
     """

@@ -1,0 +1,362 @@
+"""From a conversation to a task: which turns count, and how many tokens they are.
+
+What counts as evidence in one text is in test_features.py.
+"""
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from config import read
+from policies import Candidate, decide
+from router import tokens
+from router.describe import IMAGE_TOKENS, TURN_TOKENS, describe
+from router.words import Request, Turn
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "routing.md").read_text(encoding="utf-8")
+
+CODE = "Write a Python function that reverses a string"
+CODE_ANSWER = "def reverse(text):\n    return text[::-1]"
+TRACE = 'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\nTypeError: x'
+FRANCE = "What is the capital of France?"
+
+
+def described(*turns, endpoint="chat", **facts):
+    """Return the task of a conversation, whose turns are (role, text) or (role, text, images)."""
+    conversation = tuple(Turn(*turn) for turn in turns)
+    return describe(
+        Request(endpoint=endpoint, model="auto", stream=False, turns=conversation, **facts)
+    )
+
+
+def test_one_question_is_described():
+    task = described(("user", "¿Qué hace useEffect?"), output_tokens=50)
+
+    assert task.label == "code"
+    assert task.confidence > 0.5
+    assert task.language == "es"
+    assert task.output_tokens == 50
+    assert (task.images, task.tools) == (0, 0)
+    assert task.signals["programming term"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("turns", "label"),
+    [
+        ([("user", CODE), ("assistant", CODE_ANSWER), ("user", FRANCE)], "general"),
+        ([("user", FRANCE), ("assistant", "Paris."), ("user", CODE)], "code"),
+        ([("user", FRANCE), ("user", CODE)], "code"),
+        ([("user", CODE), ("user", FRANCE)], "general"),
+        ([("user", CODE), ("assistant", "Here:")], "code"),  # the answer is to be continued
+        ([("user", CODE), ("assistant", CODE_ANSWER), ("user", "Thanks!")], "general"),
+    ],
+)
+def test_the_last_turn_of_the_user_decides(turns, label):
+    assert described(*turns).label == label
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_prompt_does_not_count(role):
+    task = described((role, f"You only answer in Python.\n{CODE_ANSWER}"), ("user", "Hello"))
+
+    assert (task.label, task.signals) == ("general", {})
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_follow_up_inherits_nothing_from_a_system_prompt(role):
+    task = described((role, CODE), ("user", "now fix it"))
+
+    assert (task.label, task.signals) == ("general", {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "now fix it",
+        "and in Rust?",
+        "make it faster",
+        "shorter please",
+        "explain this",
+        "why?",
+        "Run it again",
+        "continue",
+        "ahora arréglalo",
+        "¿y en Java?",
+        "¿por qué?",
+        "otra vez",
+        "hazlo más corto",
+    ],
+)
+def test_a_follow_up_inherits_the_evidence_of_what_it_goes_on_with(text):
+    after_code = described(("user", CODE), ("assistant", CODE_ANSWER), ("user", text))
+    after_talk = described(("user", FRANCE), ("assistant", "Paris."), ("user", text))
+
+    assert after_code.label == "code"
+    assert any(name.startswith("earlier") for name in after_code.signals)
+    assert after_talk.label == "general"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thanks!",
+        "Gracias",
+        "Is it true that bats are blind?",
+        "Who won the World Cup in 2010?",
+        "and now for something completely different, tell me who won the World Cup in 2010",
+        "now " + "that is a long story " * 20,
+        "now " + "x" * 240,  # few words, but not a short text
+    ],
+)
+def test_a_turn_that_stands_for_itself_inherits_nothing(text):
+    task = described(("user", CODE), ("assistant", CODE_ANSWER), ("user", text))
+
+    assert task.label == "general"
+    assert not any(name.startswith("earlier") for name in task.signals)
+
+
+def test_follow_ups_in_a_row_reach_back_to_the_task_they_are_about():
+    task = described(
+        ("user", CODE),
+        ("assistant", "Done."),
+        ("user", "now make it faster"),
+        ("assistant", "Done."),
+        ("user", "and shorter"),
+    )
+
+    assert task.label == "code"
+    assert task.signals["earlier: asks for a function"] == 1.0
+
+
+def test_a_follow_up_reaches_no_further_than_the_turn_it_goes_on_with():
+    task = described(
+        ("user", CODE),
+        ("assistant", "Done."),
+        ("user", FRANCE),
+        ("assistant", "Paris."),
+        ("user", "and of Spain?"),
+    )
+
+    assert task.label == "general"
+
+
+def test_what_the_user_did_not_write_counts_half():
+    alone = described(("user", TRACE)).signals
+    result = described(("user", "Look at my notes"), ("tool", TRACE)).signals
+    answer = described(("user", "Hello"), ("assistant", TRACE), ("user", "why?")).signals
+
+    assert alone["stack trace"] == 1.0
+    assert result["since then: stack trace"] == 0.5
+    assert answer["earlier answer: stack trace"] == 0.5
+
+
+def test_one_piece_of_evidence_in_the_result_of_a_tool_is_not_enough():
+    data = ("tool", '{"temperature_c": 20, "wind_speed": 3}')
+
+    assert described(("user", "What's the weather in Madrid?"), data).label == "general"
+
+
+def test_code_in_the_result_of_a_tool_is_code():
+    result = ("tool", f"{CODE_ANSWER}\n{TRACE}")
+
+    assert described(("user", "Look at my notes"), result).label == "code"
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [],
+        [("user", "")],
+        [("user", "   \n")],
+        [("user", CODE), ("assistant", CODE_ANSWER), ("user", "")],
+        [("system", CODE)],
+        [("assistant", CODE_ANSWER)],
+    ],
+)
+def test_without_words_of_the_user_there_is_no_evidence(turns):
+    task = described(*turns)
+
+    assert (task.label, task.language, task.signals) == ("general", None, {})
+    assert task.confidence > 0.9
+
+
+@pytest.mark.parametrize(
+    ("turns", "language"),
+    [
+        ([("user", FRANCE)], "en"),
+        ([("user", "¿Cuál es la capital de Francia?")], "es"),
+        ([("system", "You answer in English."), ("user", "¿Y el río más largo?")], "es"),
+        ([("user", "Hola, ¿qué tal?"), ("assistant", "Bien"), ("user", FRANCE)], "en"),
+        ([("user", FRANCE), ("tool", "La capital de Francia es París.")], "en"),
+        ([("user", "12345")], None),
+    ],
+)
+def test_the_language_is_that_of_the_last_turn_of_the_user(turns, language):
+    assert described(*turns).language == language
+
+
+def test_confidence_is_a_half_where_evidence_is_just_enough_and_grows_with_distance():
+    none = described(("user", "Good morning"))
+    little = described(("user", "I have an idea for a plugin"))
+    enough = described(("user", "import os"))
+    plenty = described(("user", CODE))
+
+    assert [task.label for task in (none, little, enough, plenty)] == [
+        "general",
+        "general",
+        "code",
+        "code",
+    ]
+    assert enough.confidence == 0.5
+    assert 0.5 < little.confidence < none.confidence < 1
+    assert 0.9 < plenty.confidence <= 1
+
+
+def test_the_prompt_is_every_turn_and_what_the_template_adds():
+    system, question, answer = "You are kind.", "Hola", "Hola, ¿qué tal?"
+    text = "\n".join((system, question, answer, question))
+
+    task = described(
+        ("system", system), ("user", question), ("assistant", answer), ("user", question)
+    )
+
+    # One more for the opening of the answer.
+    assert task.prompt_tokens == tokens.count(text) + 5 * TURN_TOKENS
+
+
+def test_a_completion_has_no_template():
+    assert described(("user", FRANCE), endpoint="completions").prompt_tokens == 7
+
+
+def test_tools_and_images_are_counted():
+    bare = described(("user", FRANCE))
+    tools = described(("user", FRANCE), tools=2, tools_chars=401)
+    images = described(("user", FRANCE, 2), ("user", FRANCE, 1))
+    twice = described(("user", FRANCE), ("user", FRANCE))
+
+    assert tools.prompt_tokens - bare.prompt_tokens == 101  # 4 characters each, rounded up
+    assert (tools.tools, tools.images) == (2, 0)
+    assert images.prompt_tokens - twice.prompt_tokens == 3 * IMAGE_TOKENS
+    assert (images.tools, images.images) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0),
+        (FRANCE, 7),
+        ("¿Cuál es la capital de Francia?", 10),
+        ("<|endoftext|>", 7),  # no special token: a client cannot write one
+        ("a b " * (tokens.EXACT_CHARS // 4), tokens.EXACT_CHARS // 2 + 1),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_short_text_is_counted_exactly(text, expected):
+    assert tokens.count(text) == expected
+
+
+def real_text(*patterns):
+    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        real_text("LICENSE", "README.md", "docs/*.md"),
+        real_text("engines/*.py", "policies/*.py"),
+        real_text("LICENSE", "engines/*.py"),  # prose first, code later
+    ],
+    ids=["prose", "code", "mixed"],
+)
+def test_a_long_text_is_estimated_closely(text):
+    exact = len(tokens._encoding().encode_ordinary(text))
+    assert len(text) > tokens.EXACT_CHARS
+
+    assert tokens.count(text) == pytest.approx(exact, rel=0.1)
+
+
+def test_one_character_more_than_is_counted_whole_makes_no_jump():
+    text = real_text("LICENSE", "engines/*.py")
+    whole = tokens.count(text[: tokens.EXACT_CHARS])
+    sampled = tokens.count(text[: tokens.EXACT_CHARS + 1])
+
+    assert sampled == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "hello there ", "🙂", "\ud800", "\x00", "(){}"])
+def test_ten_megabytes_of_anything_are_counted_in_bounded_time(unit):
+    tokens.warm()
+    text = unit * (10_000_000 // len(unit))
+
+    began = time.process_time()
+    counted = tokens.count(text)
+
+    # 25 ms at most were measured; the bound is for slow machines.
+    assert time.process_time() - began < 1.0
+    assert 0 < counted <= 4 * len(text)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ud800" * 40_000, "\ud83d\ude42"])
+def test_lone_surrogates_do_not_raise(text):
+    assert tokens.count(text) > 0
+    assert described(("user", text)).label == "general"
+
+
+def test_a_megabyte_of_spaces_does_not_overflow_the_stack():
+    task = described(("user", " " * 1_000_000))
+
+    assert task.prompt_tokens > 2 * TURN_TOKENS
+
+
+def table_after(line):
+    """Return the rows of the table that follows `line` in docs/routing.md."""
+    lines = PAGE.split(f"\n{line}\n\n")[1].splitlines()
+    table = itertools.takewhile(lambda row: row.startswith("|"), lines)
+    return [tuple(row.strip("| ").split(" | ")) for row in table][2:]
+
+
+def reason_in_the_quickstart(text, *, broken="", **facts):
+    settings = read(ROOT / "config" / "quickstart.yaml")
+    candidates = [
+        Candidate(
+            model=model.name,
+            max_model_len=model.max_model_len,
+            vision=False,
+            tools=False,
+            state="failed" if model.name == broken else "cold",
+        )
+        for model in settings.models
+    ]
+    return decide(described(("user", text), **facts), candidates, settings.routing).reason
+
+
+@pytest.mark.parametrize(("text", "evidence"), table_after("These go to the coder:"))
+def test_what_the_documentation_calls_code_is_code(text, evidence):
+    assert reason_in_the_quickstart(text) == f"rule code: code ({evidence}) -> qwen_coder"
+
+
+@pytest.mark.parametrize(
+    ("text", "why_not"), table_after("These are near misses, and do not:"), ids=str
+)
+def test_what_the_documentation_calls_a_near_miss_is_not_code(text, why_not):
+    assert reason_in_the_quickstart(text) == "no rule applies: the default"
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("Hola", {}),
+        ("Hola", {"output_tokens": 3000}),
+        ("What does main.py do?", {}),
+        ("What does main.py do?", {"broken": "qwen_coder"}),
+        ("Summarise this. " + "The quick brown fox jumps over the lazy dog. " * 200, {}),
+        (CODE + "\n" + "The quick brown fox jumps over the lazy dog. " * 450, {}),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_reasons_in_the_documentation_are_real(text, facts):
+    assert f"| `{reason_in_the_quickstart(text, **facts)}` |" in PAGE
