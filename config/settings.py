@@ -183,9 +183,28 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(
             gt=0,
             le=86400,
-            description="Longest that a request waits for its model to be loaded; then 503.",
+            description="Longest that a request waits for its model to be loaded, or for a free "
+            "place on it; then 503.",
         ),
     ] = 300
+    yield_after_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86400,
+            description="When a request has waited this long for memory that busy models hold, one "
+            "of them takes no new requests and leaves when its running ones are over. So models "
+            "that do not fit together take turns.",
+        ),
+    ] = 10
+    min_dwell_s: Annotated[
+        Annotated[float, Meta(ge=0, le=86400)] | None,
+        Meta(
+            description="A model that is in use stays at least this long before it makes room for "
+            "another. Leave out for as long as its load took, so that at most half of the time "
+            "goes into loading.",
+        ),
+    ] = None
     queue_max: Annotated[
         int,
         Meta(
@@ -195,6 +214,14 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "then 429.",
         ),
     ] = 128
+    queue_total_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Most requests that all models together hold at a time; then 429.",
+        ),
+    ] = 512
 
 
 class ConditionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -249,6 +276,13 @@ class RoutingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     rules: Annotated[
         list[RuleSettings], Meta(description="Tried in order; the first that applies wins.")
     ] = []
+    serve_while_loading: Annotated[
+        bool,
+        Meta(
+            description="When the model that should answer is not in memory, load it and let the "
+            "next best one that is in memory answer meanwhile. false: the request waits."
+        ),
+    ] = False
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

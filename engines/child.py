@@ -1,11 +1,13 @@
-"""Runs inside every engine process: its surroundings, and its end when the server is gone."""
+"""Runs inside every engine process: its surroundings, its last words, its end with the server."""
 
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
+import traceback
 from collections.abc import Callable
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,17 @@ class Surroundings(Struct, frozen=True):
     environment: dict[str, str]
 
 
-def run(surroundings: Surroundings, target: Callable[..., None], **arguments: Any) -> None:
-    """Run an engine core in this process, which was forked from the template."""
+def run(
+    surroundings: Surroundings,
+    last_words: Connection,
+    target: Callable[..., None],
+    **arguments: Any,
+) -> None:
+    """Run an engine core in this process, which was forked from the template.
+
+    If it fails, `last_words` gets what went wrong, and then the traceback: vLLM itself tells the
+    server no more than that a process ended.
+    """
     guard()
     os.environ.update(surroundings.environment)
     with contextlib.suppress(OSError):
@@ -47,7 +58,21 @@ def run(surroundings: Surroundings, target: Callable[..., None], **arguments: An
     torch.set_num_threads(surroundings.threads)
     setproctitle.setproctitle(surroundings.title)
     vllm.v1.engine.core.set_process_title = lambda *_: None  # it would take the name away again
-    target(**arguments)
+    try:
+        target(**arguments)
+    except Exception as error:
+        last_words.send(clause(type(error).__name__, str(error)))
+        last_words.send(traceback.format_exc())
+        sys.exit(1)
+
+
+def clause(kind: str, message: str) -> str:
+    """Return the first line of an error's message, with its kind where that alone says nothing."""
+    lines = [line.strip() for line in message.removeprefix("Value error, ").splitlines()]
+    lines = [line for line in lines if line] or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    text = text.removesuffix(".")
+    return text if " " in text else f"{kind} {text}".strip()
 
 
 def guard() -> None:

@@ -55,3 +55,7 @@ class EngineLoader:
         if model.engine == "echo":
             return EchoEngine(model.name, max_model_len=model.max_model_len or 4096)
         return await self._vllm.start(model, directory)
+
+    def progress(self, model: ModelSettings) -> float | None:
+        """Return which part of the weights a start under way has read, 0 to 1; None: unknown."""
+        return None if model.engine == "echo" else self._vllm.progress(model)

@@ -29,7 +29,7 @@ import psutil
 
 from config import ModelSettings
 from engines import child
-from engines.memory import GIB
+from engines.memory import GIB, weights_bytes
 from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
 
 log = logging.getLogger("axion.vllm")
@@ -45,7 +45,7 @@ _ENVIRONMENT = {
     "VLLM_USE_AOT_COMPILE": "0",
     "VLLM_NO_USAGE_STATS": "1",
     # Its warnings are about GPUs, Triton and allocators; operators read ours instead.
-    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_LEVEL": "CRITICAL",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore",
     "TOKENIZERS_PARALLELISM": "false",
@@ -89,6 +89,7 @@ class VllmStarter:
         self._template.serve_vllm()
         # One at a time: vLLM reads the process environment while it starts an engine.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="axion-start")
+        self._launches: dict[str, _Launch] = {}
 
     def warm(self, model: ModelSettings, directory: Path) -> None:
         """Read the model's tokenizer and chat template into vLLM's caches. Blocks; never raises.
@@ -113,7 +114,7 @@ class VllmStarter:
     async def start(self, model: ModelSettings, directory: Path) -> "VllmEngine":
         """Return a running engine for the model in `directory`. Cancelling ends its process."""
         loop = asyncio.get_running_loop()
-        launch = _Launch(model)
+        launch = self._launches[model.name] = _Launch(model, weights_bytes(directory))
         starting = loop.run_in_executor(self._thread, self._start, launch, directory)
         try:
             llm, args = await asyncio.shield(starting)
@@ -126,7 +127,9 @@ class VllmStarter:
                 with contextlib.suppress(Exception):
                     await asyncio.to_thread(starting.result()[0].shutdown)
             raise
-        engine = VllmEngine(model, llm)
+        finally:
+            del self._launches[model.name]
+        engine = VllmEngine(launch, llm)
         try:
             await engine.open(args)
         except BaseException:
@@ -134,29 +137,52 @@ class VllmStarter:
             raise
         return engine
 
+    def progress(self, model: ModelSettings) -> float | None:
+        """Return which part of the weights a start under way has read, 0 to 1; None: unknown."""
+        launch = self._launches.get(model.name)
+        return launch.progress() if launch else None
+
     def _start(self, launch: "_Launch", directory: Path) -> tuple[Any, Namespace]:
         """Start the engine process and wait until it has loaded the model. Blocks for seconds."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = _arguments(launch.model, directory)
-        with self._template.launching(launch):
-            llm = AsyncLLM.from_vllm_config(
-                AsyncEngineArgs.from_cli_args(args).create_engine_config(
-                    UsageContext.ENGINE_CONTEXT
-                ),
-                disable_log_stats=True,
+        try:
+            args = _arguments(launch.model, directory)
+            config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
+                UsageContext.ENGINE_CONTEXT
             )
-        return llm, args
+            with self._template.launching(launch):
+                return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
+        except Exception as error:
+            raise EngineFailed(launch.cause() or _clause(error)) from error
+        finally:
+            launch.last_words.close()  # the process has its own end
 
 
 class _Launch:
     """One start of an engine: what its process is given, and how to end it."""
 
-    def __init__(self, model: ModelSettings) -> None:
+    def __init__(self, model: ModelSettings, weights: int) -> None:
         self.model = model
         self.process: BaseProcess | None = None
+        self._weights = weights
+        self._cause: str | None = None
+        self._private = 0  # bytes of its own that the process had when it was first looked at
+        self._heard, self.last_words = multiprocessing.Pipe(duplex=False)
+
+    def progress(self) -> float | None:
+        """Return which part of the weights is in the process's own memory, 0 to 1."""
+        if self.process is None or self.process.pid is None:
+            return None
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return None
+        private = 1024 * int(status.partition("RssAnon:")[2].split()[0])
+        self._private = self._private or private
+        return min((private - self._private) / max(self._weights, 1), 1.0)
 
     def surroundings(self) -> child.Surroundings:
         # vLLM sets some of these only while it makes an engine's configuration.
@@ -166,6 +192,21 @@ class _Launch:
             threads=self.model.threads or len(os.sched_getaffinity(0)),
             environment={name: os.environ[name] for name in names},
         )
+
+    def cause(self) -> str | None:
+        """Return why the process ended, in one clause, if it has said so."""
+        if self._cause is None:
+            try:
+                if self._heard.poll():
+                    self._cause = self._heard.recv()
+                    log.debug("%s: %s", self.model.name, self._heard.recv())
+            except (EOFError, OSError):
+                pass
+        return self._cause
+
+    def forget(self) -> None:
+        """Hear no more from the process."""
+        self._heard.close()
 
     def kill(self) -> None:
         """End the process if it has been started."""
@@ -205,7 +246,10 @@ class _Template:
         """Return the launch's process; vLLM starts it."""
         launch: _Launch = self._here.launch
         launch.process = self._context.Process(
-            target=child.run, name=name, args=(launch.surroundings(), target), kwargs=kwargs
+            target=child.run,
+            name=name,
+            args=(launch.surroundings(), launch.last_words, target),
+            kwargs=kwargs,
         )
         return launch.process
 
@@ -233,6 +277,7 @@ def _arguments(model: ModelSettings, directory: Path) -> Namespace:
         "enable_auto_tool_choice": model.tool_parser is not None,
         "reasoning_parser": model.reasoning_parser or "",
         "distributed_executor_backend": "uni",
+        "scheduling_policy": "priority",  # as in the pool's queue
         "disable_log_stats": True,
         "enable_prompt_tokens_details": True,
         "use_tqdm_on_load": False,
@@ -264,8 +309,9 @@ def _has_bfloat16() -> bool:
 class VllmEngine:
     """A model that vLLM runs. See `engines.protocol.Engine`."""
 
-    def __init__(self, model: ModelSettings, llm: Any) -> None:
-        self._name = model.name
+    def __init__(self, launch: _Launch, llm: Any) -> None:
+        self._name = launch.model.name
+        self._launch = launch
         self._llm = llm
         self._max_model_len = int(llm.model_config.max_model_len)
         self._closing: asyncio.Task[None] | None = None
@@ -276,7 +322,10 @@ class VllmEngine:
         """See `Engine.failure`."""
         if self._closing is not None:
             return "the engine was closed"
-        return "its process ended" if self._llm.errored else None
+        if not self._llm.errored:
+            return None
+        cause = self._launch.cause()
+        return f"its process ended: {cause}" if cause else "its process ended"
 
     @property
     def running(self) -> int:
@@ -329,6 +378,7 @@ class VllmEngine:
         for pid in pids:
             with contextlib.suppress(psutil.Error):
                 psutil.Process(pid).kill()
+        self._launch.forget()
         self._serving = {}  # it holds the engine object,
         self._llm = None  # whose finaliser would complain at interpreter exit
 
@@ -397,6 +447,13 @@ _ADVICE = {
         "This model is not set up for tools: set its `tool_parser` in the configuration."
     )
 }
+
+
+def _clause(error: Exception) -> str:
+    """Return what went wrong in one clause."""
+    findings = getattr(error, "errors", None)  # pydantic writes a page; its first finding says it
+    text = str(findings()[0]["msg"]) if callable(findings) else str(error)
+    return child.clause(type(error).__name__, text)
 
 
 def _refused_by_pydantic(error: Any) -> Refused:

@@ -53,6 +53,8 @@ def decide(task: Task, candidates: Sequence[Candidate], routing: RoutingSettings
        context is surely enough before those where it may not be. Only the best such group counts.
     3. In that group, the first rule that applies and prefers one of its models decides; else the
        default of the routing; else the smallest context, or the largest if none is surely enough.
+    4. With `serve_while_loading`, a model that is not in memory is loaded for later requests, and
+       the next of the same wishes that is in memory answers this one, if there is one.
 
     Parameters
     ----------
@@ -95,10 +97,18 @@ def decide(task: Task, candidates: Sequence[Candidate], routing: RoutingSettings
     for name in skipped:
         reason = lacks[name] or _in_words(doubts[name]) if name in lacks else "is not there"
         why += f"; {name} skipped: it {reason}"
+    loads = None
+    resident = {candidate.model for candidate in group if candidate.state == "ready"}
+    if routing.serve_while_loading and model not in resident:  # (4)
+        stand_in = next((each for each, _, _ in _wishes(task, routing) if each in resident), None)
+        if stand_in is not None:
+            why += f"; {stand_in} answers while {model} loads"
+            loads, model = model, stand_in
     return Decision(
         model=model,
         reason=_printable(why),
         rule=rule,
+        loads=loads,
         excluded=tuple(Exclusion(name, lack) for name, lack in lacks.items() if lack),
     )
 

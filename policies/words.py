@@ -70,6 +70,8 @@ class Decision(Struct, frozen=True, kw_only=True):
         One ASCII line that a person can read; it goes into the `x-axion-reason` header.
     rule
         Name of the rule that decided, or None.
+    loads
+        A model to load meanwhile, because later requests like this one are better off with it.
     excluded
         The models that could not have answered.
     """
@@ -77,4 +79,5 @@ class Decision(Struct, frozen=True, kw_only=True):
     model: str
     reason: str
     rule: str | None
+    loads: str | None = None
     excluded: tuple[Exclusion, ...] = ()

@@ -75,16 +75,38 @@ def create_app(service: Service) -> Litestar:
 
     @get("/v1/models", summary="All models, with state and capabilities")
     async def models() -> dict[str, Any]:
-        entries = service.catalogue.entries(service.pool.statuses())
+        entries = service.catalogue.entries(service.pool.snapshots())
         return {"object": "list", "data": entries}
 
-    @get("/v1/models/{model:path}", summary="One model")
+    @get("/v1/models/{model:str}", summary="One model")
     async def model(
         model: Annotated[str, Parameter(description="A model's name, an alias, or `auto`.")],
     ) -> dict[str, Any]:
-        name = service.catalogue.resolve(model.strip("/"))
-        entries = service.catalogue.entries(service.pool.statuses())
-        return next(entry for entry in entries if entry["id"] == name)
+        return _one_model(service, model)
+
+    @get("/v1/models/{model:str}/{rest:str}", include_in_schema=False)
+    async def model_with_owner(
+        model: Annotated[str, Parameter()], rest: Annotated[str, Parameter()]
+    ) -> dict[str, Any]:
+        return _one_model(service, f"{model}/{rest}")  # an alias such as `openai/gpt-4o`
+
+    @post("/v1/models/{model:str}/load", status_code=200, summary="Load a model into memory")
+    async def load(
+        model: Annotated[str, Parameter(description="A model's name, or an alias of one.")],
+    ) -> dict[str, Any]:
+        """Answer once it is loaded; other models may have to leave for it."""
+        name = service.catalogue.one(model)
+        await service.pool.load(name)
+        return service.catalogue.entry(name, service.pool.snapshots())
+
+    @post("/v1/models/{model:str}/unload", status_code=200, summary="Take a model out of memory")
+    async def unload(
+        model: Annotated[str, Parameter(description="A model's name, or an alias of one.")],
+    ) -> dict[str, Any]:
+        """Answer once its memory is free; its running requests end first."""
+        name = service.catalogue.one(model)
+        await service.pool.unload(name)
+        return service.catalogue.entry(name, service.pool.snapshots())
 
     @get("/health", summary="Live: the service runs")
     async def health() -> dict[str, str]:
@@ -106,7 +128,18 @@ def create_app(service: Service) -> Litestar:
         }
 
     return Litestar(
-        [chat_completions, completions, models, model, health, ready, root],
+        [
+            chat_completions,
+            completions,
+            models,
+            model,
+            model_with_owner,
+            load,
+            unload,
+            health,
+            ready,
+            root,
+        ],
         lifespan=[lifespan],
         middleware=[_give_back],
         exception_handlers={Exception: errors.respond},
@@ -123,13 +156,18 @@ def create_app(service: Service) -> Litestar:
     )
 
 
+def _one_model(service: Service, name: str) -> dict[str, Any]:
+    target = service.catalogue.resolve(name)
+    return service.catalogue.entry(target, service.pool.snapshots())
+
+
 def readiness(settings: Settings, pool: Pool) -> dict[str, Any]:
     """Return whether the service can answer, why not, and which models are broken.
 
     It can when every preload has been tried and the default model is sound: another model that
     failed makes it "degraded", for `auto` still has an answer.
     """
-    statuses = pool.statuses()
+    statuses = pool.snapshots()
     reasons = [f"{name} is loading" for name in pool.to_preload]
     reasons += [
         f"{status.model}, the default, failed: {status.failure}"
@@ -154,7 +192,7 @@ async def _serve(
     resources.callback(record.close, "left by the client")  # unless it was closed before
     try:
         body = await request.body()
-        work = dispatcher.dispatch(record, body, resources)
+        work = dispatcher.dispatch(record, body, _caller(request), resources)
         reply = await _unless_client_leaves(request.receive, work)
     except _ClientLeft:
         return Response(b"", status_code=499)
@@ -172,6 +210,12 @@ async def _serve(
             "x-accel-buffering": "no",  # nginx would collect the stream otherwise
         },
     )
+
+
+def _caller(request: Request[Any, Any, Any]) -> str:
+    """Return who asks: the API key where there is one, else the address."""
+    key = request.headers.get("authorization") or request.headers.get("x-api-key")
+    return key or (request.client.host if request.client else "")
 
 
 def _failed(record: Record, error: Exception) -> Response[bytes]:

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from config import AUTO, ModelSettings, Settings, nearest
 from engines.checkpoint import Checkpoint, inspect
-from engines.pool import Status
 from engines.sources import local_directory
+from engines.words import Snapshot
 from policies import Candidate
 from router.errors import ApiError
 
@@ -55,15 +55,30 @@ class Catalogue:
             param="model",
         )
 
-    def candidates(self, statuses: list[Status]) -> list[Candidate]:
+    def one(self, name: str) -> str:
+        """Return the one model that `name` stands for.
+
+        Raises
+        ------
+        ApiError
+            `model_not_found`, or `invalid_value` for `auto`, which is not one model.
+        """
+        target = self.resolve(name)
+        if target == AUTO:
+            raise ApiError(
+                "`auto` stands for all models; name one of them.", "invalid_value", param="model"
+            )
+        return target
+
+    def candidates(self, statuses: list[Snapshot]) -> list[Candidate]:
         """Return every model as the decision sees it now."""
         return [self._candidate(status) for status in statuses]
 
-    def candidate(self, name: str, statuses: list[Status]) -> Candidate:
+    def candidate(self, name: str, statuses: list[Snapshot]) -> Candidate:
         """Return one model as the decision sees it now."""
         return next(self._candidate(status) for status in statuses if status.model == name)
 
-    def _candidate(self, status: Status) -> Candidate:
+    def _candidate(self, status: Snapshot) -> Candidate:
         listed = self._listed[status.model]
         return Candidate(
             model=status.model,
@@ -73,7 +88,7 @@ class Catalogue:
             state=status.state,
         )
 
-    def entries(self, statuses: list[Status]) -> list[dict[str, Any]]:
+    def entries(self, statuses: list[Snapshot]) -> list[dict[str, Any]]:
         """Return the model objects of `GET /v1/models`: `auto` first, then every model."""
         largest = max(listed.max_model_len for listed in self._listed.values())
         auto = {
@@ -87,7 +102,11 @@ class Catalogue:
         }
         return [auto, *(self._model_entry(status) for status in statuses)]
 
-    def _model_entry(self, status: Status) -> dict[str, Any]:
+    def entry(self, name: str, snapshots: list[Snapshot]) -> dict[str, Any]:
+        """Return the object of one model, or of `auto`."""
+        return next(entry for entry in self.entries(snapshots) if entry["id"] == name)
+
+    def _model_entry(self, status: Snapshot) -> dict[str, Any]:
         listed = self._listed[status.model]
         return {
             **self._entry(status.model),
@@ -97,6 +116,8 @@ class Catalogue:
             "capabilities": {"vision": listed.vision, "tools": listed.tools},
             "state": status.state,
             "requests": status.held,
+            "running": status.running,
+            "waiting": status.waiting,
             "failure": status.failure,
         }
 

@@ -1,16 +1,18 @@
 """The story of one request: parse, describe, decide, admit, generate."""
 
+import asyncio
 import contextlib
 import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from config import AUTO, Settings
 from engines.pool import Pool
-from engines.protocol import Answer, EngineFailed, Refused, Reply, Stream
+from engines.protocol import Answer, Refused, Reply, Stream
+from engines.words import Ticket
 from policies import Decision, Task, Undecidable, decide, unable
 from router.catalogue import Catalogue
 from router.describe import describe
@@ -19,6 +21,12 @@ from router.parse import parse
 from router.words import Endpoint, Request
 
 log = logging.getLogger("axion.request")
+
+QUIET_S = 0.25
+"""A stream that has not begun after this long begins with comments, so that nobody times out."""
+
+COMMENT_S = 3.0
+"""Seconds between two comments."""
 
 
 class Record(Struct, kw_only=True):
@@ -73,14 +81,19 @@ class Dispatcher:
         return Record(id=uuid.uuid4().hex[:24], endpoint=endpoint, began=time.monotonic())
 
     async def dispatch(
-        self, record: Record, body: bytes, resources: contextlib.AsyncExitStack
+        self, record: Record, body: bytes, caller: str, resources: contextlib.AsyncExitStack
     ) -> Reply:
         """Answer the request in `body`.
 
-        What must be given back when the request is over, however it ends, is put on `resources`:
-        the lease of the engine, and the stream, which is closed first.
-        A stream's first event is already there when this returns, so that a failure before it still
-        gets its proper status.
+        What must be given back when the request is over, however it ends, is put on `resources`.
+        A whole answer is there when this returns. So is the first event of a stream, so that a
+        failure before it gets its proper status; but after `QUIET_S` seconds without one the stream
+        begins with comments that say what it waits for, and a failure becomes an error event.
+
+        Parameters
+        ----------
+        caller
+            Who asks; callers take turns where there is a queue.
 
         Raises
         ------
@@ -92,33 +105,61 @@ class Dispatcher:
         task = describe(request)
         decision = self._decide(record.asked, request, task)
         record.model, record.reason = decision.model, decision.reason
-        engine = await resources.enter_async_context(self._pool.lease(decision.model))
+        if decision.loads is not None:
+            self._pool.begin_load(decision.loads)
+        ticket = _ticket(decision.model, request, caller, record)
+
+        held = contextlib.AsyncExitStack()
+        work = asyncio.create_task(self._begin(record, body, request, task, ticket, held))
+        resources.push_async_callback(_end, work, held)
+        if request.stream:
+            await asyncio.wait({work}, timeout=QUIET_S)
+            if not work.done():
+                return _stream(record, self._company(ticket, work), resources)
+        reply = await work
+        return reply if isinstance(reply, Answer) else _stream(record, reply, resources)
+
+    async def _begin(
+        self,
+        record: Record,
+        body: bytes,
+        request: Request,
+        task: Task,
+        ticket: Ticket,
+        held: contextlib.AsyncExitStack,
+    ) -> Answer | AsyncGenerator[bytes, None]:
+        """Return the answer, or the events of a stream whose first one is there."""
+        engine = await held.enter_async_context(self._pool.lease(ticket))
         try:
             reply = await engine.generate(record.endpoint, body, record.id)
             if isinstance(reply, Answer):
                 return reply
-            resources.push_async_callback(reply.events.aclose)
-            first = await anext(reply.events)
+            held.push_async_callback(reply.events.aclose)
+            return _after(await anext(reply.events), reply.events)
         except Refused as refused:
             raise _with_both_numbers(refused, request, task, engine.max_model_len) from None
-        events = _guarded(record, first, reply.events)
-        resources.push_async_callback(events.aclose)
-        return Stream(events)
+
+    async def _company(
+        self, ticket: Ticket, work: "asyncio.Task[Answer | AsyncGenerator[bytes, None]]"
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield comments until the stream begins, and then the stream."""
+        while not work.done():
+            yield f": {self._pool.waits_for(ticket)}\n\n".encode()
+            await asyncio.wait({work}, timeout=COMMENT_S)
+        events = work.result()
+        assert not isinstance(events, Answer)  # noqa: S101 - the request says `stream`
+        async for event in events:
+            yield event
 
     def _decide(self, asked: str, request: Request, task: Task) -> Decision:
-        statuses = self._pool.statuses()
+        statuses = self._pool.snapshots()
         try:
             if asked == AUTO:
                 decision = decide(
                     task, self._catalogue.candidates(statuses), self._settings.routing
                 )
                 via = f"alias {request.model}; " if request.model != AUTO else ""
-                return Decision(
-                    model=decision.model,
-                    reason=via + decision.reason,
-                    rule=decision.rule,
-                    excluded=decision.excluded,
-                )
+                return structs.replace(decision, reason=via + decision.reason)
             if refusal := unable(task, self._catalogue.candidate(asked, statuses)):
                 raise refusal
         except Undecidable as refusal:
@@ -151,21 +192,51 @@ def _with_both_numbers(
     )
 
 
+def _ticket(model: str, request: Request, caller: str, record: Record) -> Ticket:
+    deadline = None
+    if request.deadline_ms is not None:
+        deadline = record.began + request.deadline_ms / 1000
+    # Neither keys nor names are kept.
+    group = str(hash((caller, request.user)))
+    return Ticket(model, group=group, priority=request.priority, deadline=deadline)
+
+
+async def _end(work: asyncio.Task[object], held: contextlib.AsyncExitStack) -> None:
+    """Stop what is under way for a request, and then give back what it holds."""
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    await held.aclose()
+
+
+async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for event in events:
+        yield event
+
+
+def _stream(
+    record: Record, events: AsyncGenerator[bytes, None], resources: contextlib.AsyncExitStack
+) -> Stream:
+    resources.push_async_callback(events.aclose)
+    guarded = _guarded(record, events)
+    resources.push_async_callback(guarded.aclose)
+    return Stream(guarded)
+
+
 async def _guarded(
-    record: Record, first: bytes, events: AsyncGenerator[bytes, None]
+    record: Record, events: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
     """Pass a stream on; end it as the API promises when the engine fails on the way.
 
     Never raises: after the first byte the status is gone, so a failure becomes an error event.
     """
     try:
-        yield first
         async for event in events:
             yield event
     except Exception as error:
-        if not isinstance(error, Refused | EngineFailed):
-            log.exception("%s: a stream broke", record.id)
         api_error = translate(error)
+        if api_error.code == "internal_error":
+            log.exception("%s: a stream broke", record.id)
         record.close(api_error.code)
         yield b"data: " + api_error.envelope() + b"\n\n"
         yield b"data: [DONE]\n\n"

@@ -12,8 +12,8 @@ from litestar.exceptions import (
 )
 from msgspec import Struct
 
-from engines.pool import Unavailable
 from engines.protocol import EngineFailed, Refused
+from engines.words import Unavailable
 
 log = logging.getLogger("axion.error")
 
@@ -69,8 +69,17 @@ CODES: dict[str, Code] = {
     "queue_full": Code(
         429,
         "rate_limit_error",
-        "The model holds as many requests as `pool.queue_max` allows. Try again after "
-        "`Retry-After` seconds.",
+        "The model holds as many requests as `pool.queue_max` allows, or all models together "
+        "`pool.queue_total_max`. Try again after `Retry-After` seconds.",
+    ),
+    "queue_timeout": Code(
+        503,
+        _SERVER,
+        "The model was busy with others for `pool.load_wait_s`. Try again after `Retry-After` "
+        "seconds.",
+    ),
+    "deadline_exceeded": Code(
+        504, _SERVER, "The request's own `deadline_ms` passed before it could begin."
     ),
     "internal_error": Code(
         500, _SERVER, "A mistake of the service; its log has the details under the decision id."

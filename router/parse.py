@@ -10,6 +10,7 @@ from router.errors import ApiError
 from router.words import Endpoint, Request, Turn
 
 _OUTPUT_TOKENS_MAX = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
+_PRIORITY_MAX = 1_000_000
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -24,22 +25,29 @@ class _Message(Struct):
     tool_calls: Raw = Raw()  # not `Raw | None`, which msgspec reads as "null and nothing else"
 
 
-class _Chat(Struct):
+class _Queued(Struct, kw_only=True):
+    """What both endpoints say about waiting."""
+
+    stream: bool | None = None
+    user: str | None = None
+    priority: int | None = None
+    deadline_ms: float | None = None
+
+
+class _Chat(_Queued):
     """What routing reads of a chat request; everything else is for the engine to check."""
 
     model: str
     messages: list[_Message]
-    stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     tools: list[Raw] | None = None
     tool_choice: Any = None
 
 
-class _Completion(Struct):
+class _Completion(_Queued):
     model: str
     prompt: str | list[str | int | list[int]]
-    stream: bool | None = None
     max_tokens: int | None = None
 
 
@@ -91,7 +99,7 @@ def _from_chat(chat: _Chat) -> Request:
     return Request(
         endpoint="chat",
         model=chat.model,
-        stream=bool(chat.stream),
+        **_queued(chat),
         turns=tuple(_turn(message) for message in chat.messages),
         tools=0 if chat.tool_choice == "none" else len(tools),
         tools_chars=sum(len(bytes(raw)) for raw in [*tools, *calls]),
@@ -99,6 +107,23 @@ def _from_chat(chat: _Chat) -> Request:
             max_completion_tokens=chat.max_completion_tokens, max_tokens=chat.max_tokens
         ),
     )
+
+
+def _queued(body: _Queued) -> dict[str, Any]:
+    """Return the fields of `Request` that say how it waits."""
+    priority = body.priority or 0
+    if abs(priority) > _PRIORITY_MAX:
+        bounds = f"between -{_PRIORITY_MAX} and {_PRIORITY_MAX}; smaller goes first"
+        raise ApiError(f"priority must be {bounds}.", "invalid_value", param="priority")
+    if body.deadline_ms is not None and body.deadline_ms <= 0:
+        message = "deadline_ms must be above 0: milliseconds from now."
+        raise ApiError(message, "invalid_value", param="deadline_ms")
+    return {
+        "stream": bool(body.stream),
+        "user": body.user or "",
+        "priority": priority,
+        "deadline_ms": body.deadline_ms,
+    }
 
 
 def _output_tokens(**fields: int | None) -> int:
@@ -134,7 +159,7 @@ def _from_completion(body: bytes) -> Request:
     return Request(
         endpoint="completions",
         model=completion.model,
-        stream=bool(completion.stream),
+        **_queued(completion),
         turns=(Turn("user", text),),
         output_tokens=_output_tokens(max_tokens=completion.max_tokens),
     )

@@ -37,10 +37,16 @@ class Request(Struct, frozen=True, kw_only=True):
     tools
         How many tools are offered.
     tools_chars
-        Length of the JSON of the tools, and of the calls in the conversation, in characters; the model
-        reads them too.
+        Length of the JSON of the tools, and of the calls in the conversation, in characters; the
+        model reads them too.
     output_tokens
         Tokens asked for at most, or 0 when the client did not say.
+    user
+        On whose behalf, as far as the body says; users take turns.
+    priority
+        Smaller goes first.
+    deadline_ms
+        Waiting longer than this is of no use to the client, or None.
     """
 
     endpoint: Endpoint
@@ -50,3 +56,6 @@ class Request(Struct, frozen=True, kw_only=True):
     tools: int = 0
     tools_chars: int = 0
     output_tokens: int = 0
+    user: str = ""
+    priority: int = 0
+    deadline_ms: float | None = None

@@ -118,7 +118,8 @@ async def test_concurrent_first_requests_to_a_cold_model_load_it_once_while_othe
     assert len(gaps) > 50
     # Not a timed test: these bounds catch a loop that stalls for seconds, on any machine.
     assert statistics.median(health) < 0.1
-    assert max(gaps) < 2
+    assert max(health) < 2
+    assert max(gaps) < 10  # a busy machine; a stalled loop would hold it for the whole load
 
 
 async def test_two_conversations_at_once_get_their_own_answers(async_sdk):

@@ -9,7 +9,8 @@ import pytest
 from config import ModelSettings, PoolSettings
 from engines.echo import EchoEngine
 from engines.memory import GIB
-from engines.pool import Pool, Unavailable
+from engines.pool import Pool
+from engines.words import Ticket, Unavailable
 
 
 class ScriptedLoader:
@@ -31,6 +32,9 @@ class ScriptedLoader:
     def footprint_bytes(self, model, directory):
         return self.footprint
 
+    def progress(self, model):
+        return None
+
     async def start(self, model, directory):
         self.started.append(model.name)
         if model.name in self.gates:
@@ -41,13 +45,15 @@ class ScriptedLoader:
         return self.engines[model.name]
 
 
-def make_pool(loader, names="abc", budget_gib=2, models=None, **settings):
+def make_pool(
+    loader, names="abc", budget_gib=2, models=None, available=lambda: 100 * GIB, **settings
+):
     models = models or [ModelSettings(name=name, source="x", engine="echo") for name in names]
-    return Pool(models, PoolSettings(**settings), loader, budget_gib * GIB)
+    return Pool(models, PoolSettings(**settings), loader, budget_gib * GIB, available)
 
 
 def states(pool):
-    return {status.model: status.state for status in pool.statuses()}
+    return {status.model: status.state for status in pool.snapshots()}
 
 
 async def settle():
@@ -57,7 +63,7 @@ async def settle():
 
 
 async def use(pool, name):
-    async with pool.lease(name) as engine:
+    async with pool.lease(Ticket(name)) as engine:
         return engine
 
 
@@ -81,14 +87,14 @@ async def test_many_first_requests_load_a_cold_model_once():
     waiting = [asyncio.create_task(use(pool, "a")) for _ in range(10)]
     await settle()
     assert states(pool)["a"] == "loading"
-    assert pool.statuses()[0].held == 10
+    assert pool.snapshots()[0].held == 10
 
     loader.gates["a"].set()
     engines = await asyncio.gather(*waiting)
 
     assert loader.started == ["a"]
     assert len(set(map(id, engines))) == 1
-    assert pool.statuses()[0].held == 0
+    assert pool.snapshots()[0].held == 0
 
 
 async def test_when_every_waiter_leaves_the_load_goes_on_and_nothing_is_held():
@@ -100,7 +106,7 @@ async def test_when_every_waiter_leaves_the_load_goes_on_and_nothing_is_held():
 
     waiting.cancel()
     await settle()
-    assert pool.statuses()[0].held == 0
+    assert pool.snapshots()[0].held == 0
     loader.gates["a"].set()
     await settle()
 
@@ -124,7 +130,7 @@ async def test_a_model_with_a_request_is_never_unloaded_the_newcomer_waits():
     loader = ScriptedLoader()
     pool = make_pool(loader, "ab", budget_gib=1)
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(pool.lease("a"))
+        await stack.enter_async_context(pool.lease(Ticket("a")))
         waiting = asyncio.create_task(use(pool, "b"))
         await settle()
         assert states(pool) == {"a": "ready", "b": "loading"}
@@ -163,11 +169,10 @@ async def test_a_model_larger_than_the_budget_is_refused_with_the_numbers():
     )
 
 
-async def test_what_is_loading_counts_against_the_memory_that_is_available(monkeypatch):
-    monkeypatch.setattr("engines.pool.available_bytes", lambda: int(2.25 * GIB))
+async def test_what_is_loading_counts_against_the_memory_that_is_available():
     loader = ScriptedLoader()
     loader.gates["a"] = asyncio.Event()
-    pool = make_pool(loader, "ab", budget_gib=100)
+    pool = make_pool(loader, "ab", budget_gib=100, available=lambda: int(2.25 * GIB))
     first = asyncio.create_task(use(pool, "a"))
     second = asyncio.create_task(use(pool, "b"))
     await settle()
@@ -182,7 +187,7 @@ async def test_what_is_loading_counts_against_the_memory_that_is_available(monke
 async def test_queue_max_requests_are_held_and_one_more_is_refused():
     loader = ScriptedLoader()
     pool = make_pool(loader, queue_max=2)
-    async with pool.lease("a"), pool.lease("a"):
+    async with pool.lease(Ticket("a")), pool.lease(Ticket("a")):
         with pytest.raises(Unavailable) as caught:
             await use(pool, "a")
         assert caught.value.code == "queue_full"
@@ -202,8 +207,8 @@ async def test_a_failed_load_is_told_to_every_waiter_and_tried_again_after_a_pau
     assert [result.message for result in results] == [
         "`a` could not be loaded: no such tensor."
     ] * 2
-    assert pool.statuses()[0].state == "failed"
-    assert pool.statuses()[0].failure == "no such tensor"
+    assert pool.snapshots()[0].state == "failed"
+    assert pool.snapshots()[0].failure == "no such tensor"
 
     with pytest.raises(Unavailable):  # during the pause nothing is tried
         await use(pool, "a")
@@ -213,7 +218,7 @@ async def test_a_failed_load_is_told_to_every_waiter_and_tried_again_after_a_pau
     del loader.errors["a"]
     await use(pool, "a")
     assert loader.started == ["a", "a"]
-    assert pool.statuses()[0].failure is None
+    assert pool.snapshots()[0].failure is None
 
 
 async def test_the_pause_doubles_from_failure_to_failure_up_to_a_minute(monkeypatch):
@@ -238,8 +243,8 @@ async def test_an_engine_that_died_shows_as_failed_and_is_replaced_by_the_next_r
     pool = make_pool(loader)
     broken = await use(pool, "a")
     broken.break_down("its process ended")
-    assert pool.statuses()[0].state == "failed"
-    assert pool.statuses()[0].failure == "its process ended"
+    assert pool.snapshots()[0].state == "failed"
+    assert pool.snapshots()[0].failure == "its process ended"
 
     engine = await use(pool, "a")
 
@@ -280,10 +285,10 @@ async def test_an_idle_model_is_unloaded_after_its_time_counted_from_the_last_en
     models = [ModelSettings(name="a", source="x", engine="echo", idle_unload_s=0.02)]
     pool = make_pool(loader, models=models)
 
-    async with pool.lease("a"):
+    async with pool.lease(Ticket("a")):
         await asyncio.sleep(0.04)
         assert states(pool)["a"] == "ready"
-    pool.statuses()  # looking does not touch the timer
+    pool.snapshots()  # looking does not touch the timer
     await asyncio.sleep(0.04)
 
     assert states(pool)["a"] == "cold"
@@ -350,5 +355,5 @@ async def test_closing_ends_loads_and_engines_and_refuses_what_comes_later():
 
 async def test_the_pool_can_be_printed():
     pool = make_pool(ScriptedLoader(), "ab")
-    async with pool.lease("a"):
+    async with pool.lease(Ticket("a")):
         assert repr(pool) == "<Pool [a: ready, 1 held | b: cold, 0 held]>"

@@ -276,6 +276,42 @@ def test_to_be_perhaps_too_short_is_better_than_to_have_failed():
     )
 
 
+SERVE = RoutingSettings(
+    default="small", rules=[rule("code", "coder", "large", task="code")], serve_while_loading=True
+)
+
+
+@pytest.mark.parametrize(
+    ("states", "answers", "loads"),
+    [
+        ({"coder": "ready", "large": "ready", "small": "ready"}, "coder", None),
+        ({"coder": "cold", "large": "ready", "small": "ready"}, "large", "coder"),
+        ({"coder": "loading", "large": "cold", "small": "ready"}, "small", "coder"),
+        ({"coder": "draining", "large": "loading", "small": "cold"}, "coder", None),
+        ({"coder": "failed", "large": "cold", "small": "ready"}, "small", "large"),
+    ],
+)
+def test_with_serve_while_loading_the_next_best_in_memory_answers(states, answers, loads):
+    candidates = [model(name, state=state) for name, state in states.items()]
+
+    decision = decide(task("code"), candidates, SERVE)
+
+    assert (decision.model, decision.loads) == (answers, loads)
+    assert (f"; {answers} answers while {loads} loads" in decision.reason) == (loads is not None)
+
+
+def test_a_stand_in_can_do_what_was_asked_too():
+    candidates = [
+        model("coder", tools=True),
+        model("large", state="ready"),
+        model("small", state="ready"),
+    ]
+
+    decision = decide(task("code", tools=1), candidates, SERVE)
+
+    assert (decision.model, decision.loads) == ("coder", None)
+
+
 def test_both_doubts_are_named():
     failed = model("small", 1000, state="failed")
 

@@ -1,10 +1,15 @@
 """The HTTP surface, on echo engines."""
 
+import asyncio
+import contextlib
 import json
 
 import httpx
 import pytest
 
+from config import ConditionSettings, ModelSettings, RoutingSettings, RuleSettings
+from engines.echo import EchoEngine
+from engines.words import Ticket, Unavailable
 from router.app import create_app
 from router.errors import CODES
 
@@ -284,23 +289,21 @@ async def test_health_is_live_and_ready_tells_which_models_are_broken(client):
     assert (await client.get("/health")).json() == {"status": "ok"}
     await chat(client)
     await chat(client, model="qwen_coder")
-    slots = client.service.pool._slots
+    engine_of = client.service.pool.engine
 
-    slots["qwen_coder"].engine.break_down("its process ended")
+    engine_of("qwen_coder").break_down("its process ended")
     response = await client.get("/health/ready")
     assert response.status_code == 200
     assert response.json()["status"] == "degraded"
     assert response.json()["failures"] == {"qwen_coder": "its process ended"}
 
-    slots["phi4_fast"].engine.break_down("its process ended")
+    engine_of("phi4_fast").break_down("its process ended")
     response = await client.get("/health/ready")
     assert response.status_code == 503
     assert response.json()["reasons"] == ["phi4_fast, the default, failed: its process ended"]
 
 
 async def test_not_ready_until_the_preloads_are_through(make_service):
-    from config import ModelSettings, RoutingSettings
-
     model = ModelSettings(name="a", source="x", engine="echo", preload=True)
     service = make_service(models=[model], routing=RoutingSettings(default="a"), aliases={})
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
@@ -315,7 +318,7 @@ async def test_not_ready_until_the_preloads_are_through(make_service):
 
 async def test_a_failure_after_the_first_byte_is_an_error_event_and_then_done(client):
     await chat(client)
-    engine = client.service.pool._slots["phi4_fast"].engine
+    engine = client.service.pool.engine("phi4_fast")
     events = []
     async with client.stream(
         "POST",
@@ -350,7 +353,7 @@ async def test_a_failure_before_the_first_byte_has_its_status(client):
     async def broken(*_):
         raise RuntimeError("a bug")
 
-    client.service.pool._slots["phi4_fast"].engine.generate = broken
+    client.service.pool.engine("phi4_fast").generate = broken
     for stream in (False, True):
         error = error_of(await chat(client, stream=stream))
         assert error["code"] == "internal_error"
@@ -365,6 +368,8 @@ async def test_the_openapi_page_describes_every_endpoint(client):
         "/v1/completions",
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/models/{model}/load",
+        "/v1/models/{model}/unload",
         "/health",
         "/health/ready",
     }
@@ -413,3 +418,181 @@ async def test_every_request_writes_one_line_into_the_log_without_its_text(clien
     assert "auto -> phi4_fast: ok in" in lines[1]
     assert "-> -: model_not_found" in lines[2]
     assert "secreto" not in "".join(lines)
+
+
+class Gated:
+    """A loader whose starts wait until the test opens the gate, or fail."""
+
+    def __init__(self, error=None):
+        self.gate = asyncio.Event()
+        self.error = error
+
+    async def locate(self, model):
+        return None
+
+    def footprint_bytes(self, model, directory):
+        return 0
+
+    def progress(self, model):
+        return 0.62
+
+    async def start(self, model, directory):
+        await self.gate.wait()
+        if self.error:
+            raise self.error
+        return EchoEngine(model.name, max_model_len=model.max_model_len)
+
+
+def body(stream=True, **more):
+    return json.dumps({**HOLA, "stream": stream, **more}).encode()
+
+
+async def replied(service, text, resources, caller="ana"):
+    dispatcher = service.dispatcher
+    return await dispatcher.dispatch(dispatcher.record("chat"), text, caller, resources)
+
+
+async def test_a_stream_that_waits_for_a_load_has_comments_at_once_and_then_the_answer(
+    make_service,
+):
+    loader = Gated()
+    service = make_service(loader)
+    async with contextlib.AsyncExitStack() as resources:
+        reply = await replied(service, body(), resources)
+        first = await anext(reply.events)
+        loader.gate.set()
+        rest = [event async for event in reply.events]
+    await service.pool.close()
+
+    assert first == b": loading phi4_fast, weights 62 %\n\n"
+    assert b'"content":"Hola"' in b"".join(rest)
+    assert rest[-1] == b"data: [DONE]\n\n"
+
+
+async def test_a_load_that_fails_while_a_stream_waits_is_an_error_event_and_then_done(make_service):
+    loader = Gated(RuntimeError("no such tensor"))
+    service = make_service(loader)
+    async with contextlib.AsyncExitStack() as resources:
+        reply = await replied(service, body(), resources)
+        await anext(reply.events)
+        loader.gate.set()
+        rest = [event async for event in reply.events]
+    await service.pool.close()
+
+    error = json.loads(rest[-2].removeprefix(b"data: "))["error"]
+    assert error["code"] == "load_failed"
+    assert error["message"] == "`phi4_fast` could not be loaded: no such tensor."
+    assert rest[-1] == b"data: [DONE]\n\n"
+
+
+async def test_a_load_that_fails_quickly_still_has_its_status(make_service):
+    loader = Gated(RuntimeError("no such tensor"))
+    loader.gate.set()
+    service = make_service(loader)
+    async with contextlib.AsyncExitStack() as resources:
+        with pytest.raises(Unavailable, match="no such tensor"):
+            await replied(service, body(), resources)
+    await service.pool.close()
+
+
+async def test_leaving_while_the_stream_waits_gives_the_place_back(make_service):
+    service = make_service(Gated())
+    async with contextlib.AsyncExitStack() as resources:
+        reply = await replied(service, body(), resources)
+        await anext(reply.events)
+        assert service.pool.snapshots()[0].held == 1
+
+    assert service.pool.snapshots()[0].held == 0
+    await service.pool.close()
+
+
+async def test_a_deadline_that_passes_while_waiting_is_a_504(make_service):
+    service = make_service(Gated())
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        response = await chat(client, deadline_ms=20)
+    await service.pool.close()
+
+    assert error_of(response)["code"] == "deadline_exceeded"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_a_model_can_be_loaded_and_unloaded_by_name_or_alias(client):
+    loaded = await client.post("/v1/models/coder/load")
+    unloaded = await client.post("/v1/models/qwen_coder/unload")
+    again = await client.post("/v1/models/qwen_coder/unload")
+
+    assert (loaded.status_code, loaded.json()["id"], loaded.json()["state"]) == (
+        200,
+        "qwen_coder",
+        "ready",
+    )
+    assert (unloaded.status_code, unloaded.json()["state"]) == (200, "cold")
+    assert again.json()["state"] == "cold"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("auto", "invalid_value"), ("gpt-4o", "invalid_value"), ("x", "model_not_found")],
+)
+@pytest.mark.parametrize("verb", ["load", "unload"])
+async def test_what_is_not_one_model_can_be_neither_loaded_nor_unloaded(client, name, code, verb):
+    response = await client.post(f"/v1/models/{name}/{verb}")
+
+    assert error_of(response)["code"] == code
+
+
+async def test_users_of_one_key_take_turns(make_service):
+    """One place; ana has sent three requests when bea sends hers: bea is second."""
+    models = [
+        ModelSettings(name="only", source="echo", engine="echo", max_num_seqs=1, max_model_len=64)
+    ]
+    loader = Gated()
+    service = make_service(
+        loader, models=models, routing=RoutingSettings(default="only"), aliases={}
+    )
+    order = []
+
+    async def ask(user):
+        async with contextlib.AsyncExitStack() as resources:
+            reply = await replied(service, body(False, user=user), resources, caller="one key")
+            order.append(user)
+        return reply
+
+    loader.gate.set()
+    await service.pool.load("only")
+    async with service.pool.lease(Ticket("only")):
+        waiting = [asyncio.create_task(ask(user)) for user in ("ana", "ana", "ana", "bea")]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    await service.pool.close()
+
+    assert order == ["ana", "bea", "ana", "ana"]
+
+
+async def test_with_serve_while_loading_a_resident_model_answers_and_the_other_is_loaded(
+    make_service,
+):
+    routing = RoutingSettings(
+        default="phi4_fast",
+        rules=[
+            RuleSettings(name="code", when=ConditionSettings(task="code"), prefer=["qwen_coder"])
+        ],
+        serve_while_loading=True,
+    )
+    loader = Gated()
+    loader.gate.set()
+    service = make_service(loader, routing=routing)
+    code = [{"role": "user", "content": "Write a Python function"}]
+    async with contextlib.AsyncExitStack() as resources:
+        await service.pool.load("phi4_fast")
+        loader.gate.clear()
+        first = await replied(service, body(False, messages=code), resources)
+        loader.gate.set()
+        await service.pool.load("qwen_coder")
+        second = await replied(service, body(False, messages=code), resources)
+    await service.pool.close()
+
+    assert json.loads(first.body)["model"] == "phi4_fast"
+    assert json.loads(second.body)["model"] == "qwen_coder"

@@ -26,6 +26,9 @@ class SlowEcho:
     def footprint_bytes(self, model, directory):
         return 0
 
+    def progress(self, model):
+        return None
+
     async def start(self, model, directory):
         await self.gate.wait()
         engine = EchoEngine(model.name, max_model_len=100_000, word_s=0.02)
@@ -71,7 +74,7 @@ async def eventually(condition):
 
 
 def held(service):
-    return sum(status.held for status in service.pool.statuses())
+    return sum(status.held for status in service.pool.snapshots())
 
 
 async def all_given_back(service, loader):
@@ -113,7 +116,7 @@ async def test_while_the_model_is_loading(served):
     await eventually(lambda: held(service) == 0)
     loader.gate.set()
 
-    await eventually(lambda: service.pool.statuses()[3].state == "ready")
+    await eventually(lambda: service.pool.snapshots()[3].state == "ready")
     await all_given_back(service, loader)
 
 

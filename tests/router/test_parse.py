@@ -419,8 +419,36 @@ def test_a_stream_is_only_what_asks_for_one(stream, expected):
 def test_fields_that_routing_does_not_read_are_left_to_the_engine():
     message = {**HOLA, "name": 5, "tool_call_id": []}
 
-    assert chat(message, temperature="hot", user=5, max_tokens=7, stop=5) == chat(max_tokens=7)
+    assert chat(message, temperature="hot", seed="x", max_tokens=7, stop=5) == chat(max_tokens=7)
     assert completion("a", suffix=5, echo="x") == completion("a")
+
+
+def test_who_asks_how_urgent_it_is_and_until_when():
+    request = chat(HOLA, user="ana", priority=5, deadline_ms=1500)
+
+    assert (request.user, request.priority, request.deadline_ms) == ("ana", 5, 1500)
+    unsaid = completion("a", user=None, priority=None, deadline_ms=None)
+    assert (unsaid.user, unsaid.priority, unsaid.deadline_ms) == ("", 0, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("user", 5, "invalid_type"),
+        ("priority", "high", "invalid_type"),
+        ("priority", 1.5, "invalid_type"),
+        ("priority", 1_000_001, "invalid_value"),
+        ("priority", -1_000_001, "invalid_value"),
+        ("deadline_ms", 0, "invalid_value"),
+        ("deadline_ms", -1, "invalid_value"),
+        ("deadline_ms", "soon", "invalid_type"),
+    ],
+)
+def test_what_cannot_be_queued_by_is_refused(field, value, code):
+    for ask in (lambda: chat(HOLA, **{field: value}), lambda: completion("a", **{field: value})):
+        with pytest.raises(ApiError) as caught:
+            ask()
+        assert (caught.value.code, caught.value.param) == (code, field)
 
 
 @pytest.mark.parametrize(
