@@ -47,6 +47,9 @@ class EchoEngine:
         """See `Engine.max_model_len`."""
         return self._max_model_len
 
+    def use_threads(self, count: int) -> None:
+        """See `Engine.use_threads`; echoing takes none."""
+
     def break_down(self, reason: str) -> None:
         """Fail from now on, as an engine does whose process died."""
         self._failure = reason

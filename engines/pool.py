@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from config import ModelSettings, PoolSettings
+from engines import cores
 from engines.lifecycle import Lifecycle
 from engines.memory import available_bytes
 from engines.protocol import Engine
@@ -212,7 +213,15 @@ class Pool:
                     granted = self._grants[ticket]
                     if not granted.done():
                         granted.set_exception(reason)
+        self._share_cores()
         self._set_alarm()
+
+    def _share_cores(self) -> None:
+        """Give the engines that are busy a part of the cores each."""
+        busy = [each.model for each in self._lifecycle.snapshots() if each.running]
+        wishes = {name: self._models[name].threads for name in busy if name in self._engines}
+        for name, threads in cores.shares(wishes, cores.usable()).items():
+            self._engines[name].use_threads(threads)
 
     def _notice_deaths(self) -> None:
         for name, engine in self._engines.items():

@@ -68,6 +68,9 @@ class Engine(Protocol):
     def max_model_len(self) -> int:
         """Largest context, prompt plus answer, in tokens."""
 
+    def use_threads(self, count: int) -> None:
+        """Compute with this many threads from now on; others are busy, or no longer."""
+
     async def generate(self, endpoint: Endpoint, body: bytes, request_id: str) -> Reply:
         """Answer the JSON request in `body`.
 

@@ -12,6 +12,7 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401
     import vllm.model_executor.model_loader
     import vllm.model_executor.models.llama
     import vllm.multimodal

@@ -9,6 +9,7 @@ Everything slow happens in threads: the event loop only ever awaits.
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ import msgspec
 import psutil
 
 from config import ModelSettings
-from engines import child
+from engines import child, cores, cpu
 from engines.memory import GIB, weights_bytes
 from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
 
@@ -47,6 +48,9 @@ _ENVIRONMENT = {
     # Its warnings are about GPUs, Triton and allocators; operators read ours instead.
     "VLLM_LOGGING_LEVEL": "CRITICAL",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # How long a waiting thread spins before it sleeps. By default it is so long that, when anything
+    # else wants the core, each of a token's hundreds of waits may cost a slice of the scheduler.
+    "GOMP_SPINCOUNT": "10000",
     "PYTHONWARNINGS": "ignore",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -113,6 +117,10 @@ class VllmStarter:
 
     async def start(self, model: ModelSettings, directory: Path) -> "VllmEngine":
         """Return a running engine for the model in `directory`. Cancelling ends its process."""
+        if refusal := cpu.objection(model, directory):
+            raise EngineFailed(refusal)
+        if changed := cpu.resolve_dtype(model, directory)[1]:
+            log.info("%s: %s", model.name, changed)
         loop = asyncio.get_running_loop()
         launch = self._launches[model.name] = _Launch(model, weights_bytes(directory))
         starting = loop.run_in_executor(self._thread, self._start, launch, directory)
@@ -171,6 +179,9 @@ class _Launch:
         self._cause: str | None = None
         self._private = 0  # bytes of its own that the process had when it was first looked at
         self._heard, self.last_words = multiprocessing.Pipe(duplex=False)
+        self.threads = multiprocessing.get_context("forkserver").RawValue(
+            "i", model.threads or cores.usable()
+        )
 
     def progress(self) -> float | None:
         """Return which part of the weights is in the process's own memory, 0 to 1."""
@@ -189,7 +200,6 @@ class _Launch:
         names = [name for name in os.environ if name.startswith(("VLLM_", "TORCHINDUCTOR_"))]
         return child.Surroundings(
             title=f"axion:{self.model.name}",
-            threads=self.model.threads or len(os.sched_getaffinity(0)),
             environment={name: os.environ[name] for name in names},
         )
 
@@ -220,10 +230,23 @@ class _Template:
     def __init__(self) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        self._preload = os.environ.get("LD_PRELOAD") or _openmp()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["engines.template"])
         self._here = threading.local()  # .launch: the one that this thread is making
-        forkserver.ensure_running()
+        self._ensure_running()
+
+    def _ensure_running(self) -> None:
+        """Start the template unless it runs, with the OpenMP that its engines are to have."""
+        before = os.environ.get("LD_PRELOAD")
+        os.environ["LD_PRELOAD"] = self._preload
+        try:
+            forkserver.ensure_running()
+        finally:
+            if before is None:
+                del os.environ["LD_PRELOAD"]
+            else:
+                os.environ["LD_PRELOAD"] = before
 
     def serve_vllm(self) -> None:
         """Have vLLM fork its engine cores from the template."""
@@ -234,6 +257,7 @@ class _Template:
     @contextlib.contextmanager
     def launching(self, launch: _Launch) -> Iterator[None]:
         """Give `launch` the process that vLLM starts in this thread meanwhile."""
+        self._ensure_running()
         self._here.launch = launch
         try:
             yield
@@ -248,7 +272,7 @@ class _Template:
         launch.process = self._context.Process(
             target=child.run,
             name=name,
-            args=(launch.surroundings(), launch.last_words, target),
+            args=(launch.surroundings(), launch.threads, launch.last_words, target),
             kwargs=kwargs,
         )
         return launch.process
@@ -262,9 +286,7 @@ def _arguments(model: ModelSettings, directory: Path) -> Namespace:
     args: Namespace = _parser().parse_args(["--model", str(directory)])
     chosen = {
         "served_model_name": [model.name],
-        "dtype": ("bfloat16" if _has_bfloat16() else "auto")
-        if model.dtype == "auto"
-        else model.dtype,
+        "dtype": cpu.resolve_dtype(model, directory)[0],
         "quantization": model.quantization,
         "max_model_len": model.max_model_len,
         "max_num_seqs": model.max_num_seqs,
@@ -296,14 +318,19 @@ def _parser() -> Any:
     return make_arg_parser(FlexibleArgumentParser())
 
 
-@cache
-def _has_bfloat16() -> bool:
-    """Tell whether this CPU computes in bfloat16 itself (AVX512-BF16, AMX, or Arm's BF16)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+def _openmp() -> str:
+    """Return the OpenMP library that engines preload: PyTorch's own, under one name for all.
+
+    Without it vLLM's kernels and PyTorch's would each have a team of threads. Intel's, which also
+    comes with the installation, was measured too, and is no better alone and slower when two
+    engines are busy (`docs/engines.md`).
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ""
+    package = Path(spec.origin).parent
+    places = (package / "lib", package.parent / "torch.libs")
+    return next((str(path) for place in places for path in place.glob("libgomp*.so*")), "")
 
 
 class VllmEngine:
@@ -342,6 +369,10 @@ class VllmEngine:
         """The process ids of the engine."""
         manager = self._llm.engine_core.resources.engine_manager if self._llm else None
         return [process.pid for process in manager.processes] if manager else []
+
+    def use_threads(self, count: int) -> None:
+        """See `Engine.use_threads`."""
+        self._launch.threads.value = count
 
     async def open(self, args: Namespace) -> None:
         """Build vLLM's OpenAI layer on top of the engine."""

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from config import Vocabulary
+from engines import cpu
 
 _RESERVED = {
     "model": "set `source` instead",
@@ -42,14 +43,16 @@ def vocabulary() -> Vocabulary:
     if spec is None or spec.origin is None:
         return Vocabulary()
     root = Path(spec.origin).parent
+    quantizations = frozenset(
+        _literal(root / "model_executor" / "layers" / "quantization" / "__init__.py")
+    )
     return Vocabulary(
         engine_args=frozenset(_engine_args(root / "engine" / "arg_utils.py")),
         own_keys=_RESERVED,
         tool_parsers=frozenset(_keys(root / "tool_parsers" / "__init__.py")),
         reasoning_parsers=frozenset(_keys(root / "reasoning" / "__init__.py")),
-        quantizations=frozenset(
-            _literal(root / "model_executor" / "layers" / "quantization" / "__init__.py")
-        ),
+        quantizations=quantizations,
+        unsupported_quantizations=cpu.unsupported(quantizations, cpu.features()),
     )
 
 

@@ -101,17 +101,6 @@ def tree(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def pss_bytes(pid: int) -> int:
-    """Return the memory of a process and its descendants, shared pages counted once."""
-    total = 0
-    for process in tree(pid):
-        try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total
-
-
 def quoted(values: list[float], unit: str = "s") -> str:
     """Return median, minimum and maximum."""
     middle = statistics.median(values)
@@ -171,13 +160,13 @@ async def unload(service: RunningService, client: httpx.AsyncClient, runs: int) 
     """Load and unload in cycles and watch the memory."""
     pid = service.process.pid
     for cycle in range(runs):
-        before = pss_bytes(pid)
+        before = service.memory_bytes()
         server_before = psutil.Process(pid).memory_info().rss
         await tokens_per_s(client, service.url, ["one"], 8, 32)
-        loaded = pss_bytes(pid)
+        loaded = service.memory_bytes()
         await client.post(f"{service.url}/v1/models/one/unload")
         await asyncio.sleep(3)
-        after = pss_bytes(pid)
+        after = service.memory_bytes()
         grown = psutil.Process(pid).memory_info().rss - server_before
         share = (loaded - after) / (loaded - before)
         say(
@@ -192,12 +181,15 @@ async def busy(service: RunningService, client: httpx.AsyncClient, runs: int) ->
         await tokens_per_s(client, service.url, [model], 8, 16)
     ratios = []
     for _ in range(runs):
-        alone = await tokens_per_s(client, service.url, ["one"], 8, 128)
-        both = await tokens_per_s(client, service.url, ["one", "two"], 8, 128)
+        single = await tokens_per_s(client, service.url, ["one"], 1, 64)
+        alone = await tokens_per_s(client, service.url, ["one"], 8, 64)
+        both = await tokens_per_s(client, service.url, ["one", "two"], 8, 64)
         ratios.append(both / alone)
-        say(f"  one alone {alone:.0f} tokens/s, two at once {both:.0f}: {ratios[-1]:.2f}")
-    single = await tokens_per_s(client, service.url, ["one"], 1, 128)
-    say(f"two busy engines: {quoted(ratios, 'times one alone')}; one stream: {single:.0f} tokens/s")
+        say(
+            f"  tokens/s: 1 stream {single:.0f}; 8 streams {alone:.0f}; 8 streams on each of two "
+            f"{both:.0f} ({ratios[-1]:.2f} times one alone)"
+        )
+    say(f"two busy engines: {quoted(ratios, 'times one alone')}")
 
 
 async def idle(service: RunningService, client: httpx.AsyncClient, runs: int) -> None:
