@@ -47,6 +47,11 @@ class EchoEngine:
         """See `Engine.max_model_len`."""
         return self._max_model_len
 
+    @property
+    def pids(self) -> list[int]:
+        """See `Engine.pids`: none."""
+        return []
+
     def use_threads(self, count: int) -> None:
         """See `Engine.use_threads`; echoing takes none."""
 

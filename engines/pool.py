@@ -64,6 +64,7 @@ class Pool:
         available: Callable[[], int] = available_bytes,
     ) -> None:
         self._models = {model.name: model for model in models}
+        self.budget_bytes = budget_bytes
         self._settings = settings
         self._loader = loader
         self._clock = time.monotonic

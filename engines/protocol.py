@@ -68,6 +68,10 @@ class Engine(Protocol):
     def max_model_len(self) -> int:
         """Largest context, prompt plus answer, in tokens."""
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes of its own that it runs in."""
+
     def use_threads(self, count: int) -> None:
         """Compute with this many threads from now on; others are busy, or no longer."""
 

@@ -366,7 +366,7 @@ class VllmEngine:
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of the engine."""
+        """See `Engine.pids`."""
         manager = self._llm.engine_core.resources.engine_manager if self._llm else None
         return [process.pid for process in manager.processes] if manager else []
 

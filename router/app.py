@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from router import VERSION, errors
 from router.catalogue import Catalogue
 from router.dispatch import Dispatcher, Record
 from router.openapi import ChatOperation, CompletionOperation
+from router.system import describe_system
 from router.words import Endpoint
 
 _RESOURCES = "axion_resources"
@@ -32,9 +34,16 @@ class _ClientLeft(Exception):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """What the handlers work with."""
+    """What the handlers work with.
+
+    Attributes
+    ----------
+    base
+        Directory that relative model sources start from.
+    """
 
     settings: Settings
+    base: Path
     pool: Pool
     catalogue: Catalogue
     dispatcher: Dispatcher
@@ -117,6 +126,13 @@ def create_app(service: Service) -> Litestar:
         report = readiness(service.settings, service.pool)
         return Response(report, status_code=503 if report["reasons"] else 200)
 
+    @get("/v1/system", summary="The machine and its engines: processor, memory, states")
+    async def system() -> dict[str, Any]:
+        snapshots = service.pool.snapshots()  # here: the pool belongs to the event loop
+        return await asyncio.to_thread(
+            describe_system, service.settings, service.base, service.pool, snapshots
+        )
+
     @get("/", include_in_schema=False)
     async def root() -> dict[str, str]:
         return {
@@ -136,6 +152,7 @@ def create_app(service: Service) -> Litestar:
             model_with_owner,
             load,
             unload,
+            system,
             health,
             ready,
             root,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from config import ConfigError, Settings, read
+from config import ConfigError, Problem, Settings, read
 from router import VERSION
 
 QUICKSTART = Path(__file__).parent.parent / "config" / "quickstart.yaml"
@@ -85,7 +85,21 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from engines import cpu
+    from engines.sources import local_directory
+
     settings = _read(options.config)
+    base, problems = options.config.resolve().parent, []
+    for index, model in enumerate(settings.models):
+        try:
+            directory = local_directory(model.source, base) if model.engine == "vllm" else None
+            refusal = cpu.objection(model, directory) if directory else None
+        except ValueError:  # the hub's own library has looked at the name
+            refusal = "is not a hub id (owner/name), and a directory starts with /, ./, ../ or ~"
+        if refusal:
+            problems.append(Problem(f"models[{index}].source", refusal))
+    if problems:
+        raise ConfigError(options.config, problems)
     names = ", ".join(model.name for model in settings.models)
     sys.stdout.write(f"{options.config} is sound: {len(settings.models)} models ({names}).\n")
     return 0

@@ -33,7 +33,7 @@ def build(settings: Settings, base: Path, loader: Loader) -> Service:
     catalogue = Catalogue(settings, base)
     budget = budget_bytes(settings.pool.memory_budget_gb)
     pool = Pool(settings.models, settings.pool, loader, budget)
-    return Service(settings, pool, catalogue, Dispatcher(settings, catalogue, pool))
+    return Service(settings, base, pool, catalogue, Dispatcher(settings, catalogue, pool))
 
 
 def serve(settings: Settings, base: Path) -> None:

@@ -153,6 +153,17 @@ def test_a_stream_that_waits_for_a_cold_model_has_comments_at_once(service):
     assert lines[-1][1] == "data: [DONE]"
 
 
+def test_the_system_page_shows_what_an_engine_really_holds(service, sdk):
+    ask(sdk, "Hola", "phi4_fast")
+
+    engines = httpx.get(f"{service.url}/v1/system").json()["engines"]
+
+    (engine,) = [each for each in engines if each["model"] == "phi4_fast"]
+    assert engine["pids"] == service.engine_pids("phi4_fast")
+    assert 0.5 < engine["resident_bytes"] / engine["footprint_bytes"] <= 1.1
+    assert engine["dtype"] in ("bfloat16", "auto", "float32")
+
+
 def test_unloading_gives_the_memory_back(service, sdk):
     ask(sdk, "Hola", "qwen_coder")
     httpx.post(f"{service.url}/v1/models/qwen_coder/unload", timeout=60)

@@ -370,6 +370,7 @@ async def test_the_openapi_page_describes_every_endpoint(client):
         "/v1/models/{model}",
         "/v1/models/{model}/load",
         "/v1/models/{model}/unload",
+        "/v1/system",
         "/health",
         "/health/ready",
     }
@@ -596,3 +597,16 @@ async def test_with_serve_while_loading_a_resident_model_answers_and_the_other_i
 
     assert json.loads(first.body)["model"] == "phi4_fast"
     assert json.loads(second.body)["model"] == "qwen_coder"
+
+
+async def test_the_system_page_tells_of_processor_memory_and_engines(client):
+    await chat(client)
+
+    body = (await client.get("/v1/system")).json()
+
+    assert body["cpu"]["usable_cores"] >= 1
+    assert body["memory"]["budget_bytes"] == 2**30
+    assert 0 < body["memory"]["available_bytes"] <= body["memory"]["total_bytes"]
+    first = body["engines"][0]
+    assert (first["model"], first["state"], first["running"]) == ("phi4_fast", "ready", 0)
+    assert {engine["state"] for engine in body["engines"][1:]} == {"cold"}

@@ -1,0 +1,70 @@
+"""What `GET /v1/system` tells an operator: the processor, the memory, and every engine."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from config import ModelSettings, Settings
+from engines import cores, cpu
+from engines.memory import available_bytes
+from engines.pool import Pool
+from engines.sources import local_directory
+from engines.words import Snapshot
+from router import VERSION
+
+
+def describe_system(
+    settings: Settings, base: Path, pool: Pool, snapshots: list[Snapshot]
+) -> dict[str, Any]:
+    """Return the machine and the engines as they are now. Loads nothing; blocks for milliseconds.
+
+    Memory is in bytes; `resident_bytes` is what an engine's processes really hold, without the
+    pages that they share with others.
+    """
+    processor = cpu.features()
+    models = {model.name: model for model in settings.models}
+    return {
+        "version": VERSION,
+        "cpu": {**msgspec.to_builtins(processor), "usable_cores": cores.usable()},
+        "memory": {
+            "total_bytes": psutil.virtual_memory().total,
+            "available_bytes": available_bytes(),
+            "budget_bytes": pool.budget_bytes,
+        },
+        "engines": [
+            _engine(models[snapshot.model], base, snapshot, pool, processor)
+            for snapshot in snapshots
+        ],
+    }
+
+
+def _engine(
+    model: ModelSettings, base: Path, snapshot: Snapshot, pool: Pool, processor: cpu.Features
+) -> dict[str, Any]:
+    engine = pool.engine(model.name)
+    return {
+        **msgspec.to_builtins(snapshot),
+        "pids": engine.pids if engine else [],
+        "resident_bytes": sum(_private_bytes(pid) for pid in engine.pids) if engine else 0,
+        "pinned": model.pin,
+        **_numbers(model, base, processor),
+    }
+
+
+def _numbers(model: ModelSettings, base: Path, processor: cpu.Features) -> dict[str, Any]:
+    """Return in which type the model computes, and with which code; None while it is not here."""
+    directory = local_directory(model.source, base) if model.engine == "vllm" else None
+    if directory is None:
+        return {"dtype": None, "dtype_reason": None, "kernel": None}
+    dtype, reason = cpu.resolve_dtype(model, directory, processor)
+    format_ = cpu.declared(directory).quantization or model.quantization
+    return {"dtype": dtype, "dtype_reason": reason, "kernel": cpu.kernel(format_, processor).name}
+
+
+def _private_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_full_info().uss)
+    except psutil.Error:
+        return 0  # it has just ended
