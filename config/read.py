@@ -62,6 +62,8 @@ class Vocabulary(Struct, frozen=True):
         Engine arguments that may not be passed through, and why not.
     tool_parsers, reasoning_parsers, quantizations
         Names that the installed vLLM has.
+    unsupported_quantizations
+        Those of them that this processor cannot run, and why, with what works instead.
     """
 
     engine_args: frozenset[str] = frozenset()
@@ -69,6 +71,7 @@ class Vocabulary(Struct, frozen=True):
     tool_parsers: frozenset[str] = frozenset()
     reasoning_parsers: frozenset[str] = frozenset()
     quantizations: frozenset[str] = frozenset()
+    unsupported_quantizations: Mapping[str, str] = {}
 
 
 def read(path: Path, vocabulary: Vocabulary | None = None) -> Settings:
@@ -354,6 +357,9 @@ def _check_vocabulary(data: Any, words: Vocabulary) -> Iterator[tuple[KeyPath, s
             if isinstance(name, str) and known and name not in known:
                 hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
                 yield (*path, key), f"the installed vLLM has no `{name}`{hint}"
+        name = model.get("quantization")
+        if isinstance(name, str) and name in words.unsupported_quantizations:
+            yield (*path, "quantization"), words.unsupported_quantizations[name]
 
 
 def _entries(data: Any, key: str, path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, Any]]]:

@@ -216,6 +216,29 @@ def test_names_that_vllm_does_not_know_are_refused_with_the_nearest(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        ("awq", [(4, "models[0].quantization", "`awq` does not run here; use W4A8")]),
+        ("compressed-tensors", []),
+        ("[awq]", [(4, "models[0].quantization", "expected text, found a list")]),
+    ],
+)
+def test_a_format_that_this_processor_cannot_run_is_refused(tmp_path, quantization, expected):
+    text = SMALL.replace("./small", f"./small\n    quantization: {quantization}")
+    words = Vocabulary(
+        quantizations=frozenset({"awq", "compressed-tensors"}),
+        unsupported_quantizations={"awq": "`awq` does not run here; use W4A8"},
+    )
+
+    if expected:
+        assert problems(tmp_path, text, words) == expected
+    else:
+        path = tmp_path / "sound.yaml"
+        path.write_text(text)
+        assert read(path, words).models[0].quantization == quantization
+
+
 def test_bounds_are_refused_one_past_and_accepted_at_the_limit(tmp_path):
     def with_port(port):
         return f"{SMALL}server: {{port: {port}}}\n"
