@@ -130,7 +130,10 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = False
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
-        Meta(description="Compute threads. Leave out to use every core."),
+        Meta(
+            description="Most compute threads. Leave out to use every core; engines that are busy "
+            "at the same time share the cores."
+        ),
     ] = None
     capabilities: Annotated[
         CapabilitySettings, Meta(description="What the model can do, where detection is wrong.")

@@ -57,11 +57,16 @@ class RunningService:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def memory_bytes(self) -> int:
-        """Return what it and its descendants take; pages that they share count once."""
+        """Return what it and its descendants take; pages that they share count once.
+
+        Anonymous memory only: how much of a library's pages counts for us depends on who else on
+        the machine uses it.
+        """
         total = 0
         for process in [psutil.Process(self.process.pid), *self.descendants()]:
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                total += process.memory_full_info().pss
+            with contextlib.suppress(OSError):  # it has just ended
+                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+                total += 1024 * int(text.partition("Pss_Anon:")[2].split()[0])
         return total
 
     def stop(self, kind: signal.Signals = signal.SIGTERM) -> int:
