@@ -109,12 +109,12 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(description="Most tokens in one step. Leave out for vLLM's default."),
     ] = None
     kv_cache_gb: Annotated[
-        float,
+        Annotated[float, Meta(gt=0)] | None,
         Meta(
-            gt=0,
-            description="Memory reserved for the KV cache of this engine, in GiB; any fraction.",
+            description="Memory reserved for the KV cache of this engine, in GiB; any fraction. "
+            "Leave out for as much as `max_num_seqs` requests of `max_model_len` tokens take.",
         ),
-    ] = 1.0
+    ] = None
     chunked_prefill: Annotated[
         bool, Meta(description="Split long prompts so that running answers keep flowing.")
     ] = True

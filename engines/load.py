@@ -6,8 +6,8 @@ from pathlib import Path
 
 from config import ModelSettings, Settings
 from engines.echo import EchoEngine
-from engines.memory import footprint_bytes
-from engines.protocol import Engine
+from engines.need import need, too_small
+from engines.protocol import Engine, EngineFailed
 from engines.sources import local_directory, resolve
 
 log = logging.getLogger("axion.load")
@@ -47,8 +47,13 @@ class EngineLoader:
         return await asyncio.to_thread(resolve, model.source, self._base, report)
 
     def footprint_bytes(self, model: ModelSettings, directory: Path) -> int:
-        """Return what the engine will take, in bytes."""
-        return 0 if model.engine == "echo" else footprint_bytes(model, directory)
+        """Return what the engine will take, in bytes; EngineFailed if it would not start."""
+        if model.engine == "echo":
+            return 0
+        found = need(model, directory)
+        if reason := too_small(found):
+            raise EngineFailed(reason)
+        return found.total_bytes
 
     async def start(self, model: ModelSettings, directory: Path) -> Engine:
         """Start the engine. Cancelling ends what was started."""

@@ -30,7 +30,8 @@ import psutil
 
 from config import ModelSettings
 from engines import child, cores, cpu
-from engines.memory import GIB, weights_bytes
+from engines.memory import weights_bytes
+from engines.need import kv_cache_bytes
 from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
 
 log = logging.getLogger("axion.vllm")
@@ -139,6 +140,7 @@ class VllmStarter:
             del self._launches[model.name]
         engine = VllmEngine(launch, llm)
         try:
+            await llm.collective_rpc("end_of_load")
             await engine.open(args)
         except BaseException:
             await engine.close()
@@ -291,7 +293,7 @@ def _arguments(model: ModelSettings, directory: Path) -> Namespace:
         "max_model_len": model.max_model_len,
         "max_num_seqs": model.max_num_seqs,
         "max_num_batched_tokens": model.max_num_batched_tokens,
-        "kv_cache_memory_bytes": int(model.kv_cache_gb * GIB),
+        "kv_cache_memory_bytes": kv_cache_bytes(model, directory),
         "enable_chunked_prefill": model.chunked_prefill,
         "enable_prefix_caching": model.prefix_caching,
         "enforce_eager": model.enforce_eager,
@@ -299,6 +301,7 @@ def _arguments(model: ModelSettings, directory: Path) -> Namespace:
         "enable_auto_tool_choice": model.tool_parser is not None,
         "reasoning_parser": model.reasoning_parser or "",
         "distributed_executor_backend": "uni",
+        "worker_extension_cls": "engines.worker.Extension",
         "scheduling_policy": "priority",  # as in the pool's queue
         "disable_log_stats": True,
         "enable_prompt_tokens_details": True,

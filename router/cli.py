@@ -53,8 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="port to listen on, instead of server.port")
     check = command("check", _check, "Say everything that is wrong with a configuration file.")
     check.add_argument("config", type=Path, metavar="FILE")
+    plan = command("plan", _plan, "Say which models fit into memory, alone and together.")
     models = command("models", _models, "List the models and, if the service runs, their state.")
-    for sub in (serve, models):
+    for sub in (serve, plan, models):
         sub.add_argument(
             "--config",
             type=Path,
@@ -118,6 +119,15 @@ def _models(options: argparse.Namespace) -> int:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         sys.stdout.write("  ".join([*cells, row[4]]).rstrip() + "\n")
     return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from engines.plan import make_plan
+    from router.plan import shown
+
+    plan = make_plan(_read(options.config), options.config.resolve().parent)
+    sys.stdout.write(shown(plan))
+    return 1 if plan.problems else 0
 
 
 def _running_states(settings: Settings) -> dict[str, str]:

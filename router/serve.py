@@ -13,9 +13,10 @@ import uvicorn
 
 from config import Settings
 from engines.load import EngineLoader
-from engines.memory import GIB, available_bytes, budget_bytes, footprint_bytes
+from engines.memory import GIB, budget_bytes
+from engines.plan import make_plan
 from engines.pool import Loader, Pool
-from engines.sources import SourceError, local_directory, resolve
+from engines.sources import SourceError, resolve
 from router import tokens
 from router.app import Service, create_app
 from router.catalogue import Catalogue
@@ -134,23 +135,15 @@ def _fetch(settings: Settings, base: Path) -> None:
 
 def _check_memory(settings: Settings, base: Path) -> None:
     """Refuse a model that can never fit; warn of a budget that this machine does not have."""
-    budget = budget_bytes(settings.pool.memory_budget_gb)
-    free = available_bytes()
-    for model in settings.models:
-        directory = local_directory(model.source, base) if model.engine == "vllm" else None
-        need = footprint_bytes(model, directory) if directory else 0
-        if need > min(budget, free):
-            raise CannotStart(
-                f"{model.name} takes {need / GIB:.2f} GiB, but the memory budget is "
-                f"{budget / GIB:.2f} GiB and {free / GIB:.2f} GiB are available. Lower its "
-                "kv_cache_gb, free memory, or raise pool.memory_budget_gb"
-            )
-    if budget > free:
+    plan = make_plan(settings, base)
+    if plan.problems:
+        raise CannotStart(". ".join(plan.problems))
+    if plan.room.bytes < plan.room.budget_bytes and settings.pool.memory_budget_gb is not None:
         log.warning(
-            "pool.memory_budget_gb is %.2f GiB, but only %.2f GiB are available: models will make "
-            "room for each other earlier",
-            budget / GIB,
-            free / GIB,
+            "pool.memory_budget_gb is %.2f GiB, but only %.2f GiB are available for models: they "
+            "will make room for each other earlier",
+            plan.room.budget_bytes / GIB,
+            plan.room.bytes / GIB,
         )
 
 

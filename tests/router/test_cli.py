@@ -1,13 +1,18 @@
 """The `axion` command, as a person at a terminal uses it."""
 
+import os
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
 
+from engines import plan
+from engines.memory import GIB, Machine
 from router.cli import main
 from tests.conftest import ROOT
+from tests.hollow import LLAMA, write_gemma, write_model
 
 QUICKSTART = ROOT / "config" / "quickstart.yaml"
 
@@ -119,11 +124,7 @@ def test_missing_model_files_are_known_before_anything_slow(tmp_path):
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_numbers(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    (model / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    write_model(tmp_path / "model", LLAMA, {"w": ("F32", 1)})
     path = tmp_path / "large.yaml"
     path.write_text(
         "models: [{name: a, source: ./model, kv_cache_gb: 3}]\nrouting: {default: a}\n"
@@ -133,7 +134,109 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers(tmp_path):
     done = axion("serve", "--config", path, "--port", 0)
 
     assert done.returncode == 1
-    assert "axion: a takes 3.85 GiB, but the memory budget is 2.00 GiB" in done.stderr
+    assert "axion: a takes 3.40 GiB, but the memory budget is 2.00 GiB: weights" in done.stderr
+    assert re.search(r"Set kv_cache_gb 1\.\d+, or pool\.memory_budget_gb 3\.\d+\.\n", done.stderr)
+
+
+# --- axion plan ---
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch, capsys):
+    """A function that plans a file on a large machine, and returns status and lines."""
+    large = Machine(total_bytes=128 * GIB, limit_bytes=None, available_bytes=120 * GIB)
+    monkeypatch.setattr(plan, "machine", lambda: large)
+
+    def run(text):
+        path = tmp_path / "plan.yaml"
+        path.write_text(text)
+        status = main(["plan", "--config", str(path)])
+        return status, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def llama(gib):
+    """Return the tensors of a model of so many GiB."""
+    return {"w": ("I8", int(gib * GIB))}
+
+
+def test_plan_shows_who_fits_and_who_must_leave(tmp_path, planned):
+    for name, size in (("a", 1), ("b", 2), ("c", 1)):
+        write_model(tmp_path / name, LLAMA, llama(size))
+    models = "".join(
+        f"  - {{name: {name}, source: ./{name}, max_model_len: 2048, max_num_seqs: 4}}\n"
+        for name in "abc"
+    )
+
+    status, lines = planned(
+        f"models:\n{models}routing: {{default: a}}\npool: {{memory_budget_gb: 5}}\n"
+    )
+
+    assert status == 0
+    assert lines == [
+        "Memory in GiB: 128.00 in this machine, 120.00 available; the service takes 1.26.",
+        "Models may take 5.00 together.",
+        "",
+        "MODEL  WEIGHTS  KV CACHE  PROCESS  TOTAL  CONTEXT  AT ONCE  LEAVES FOR IT",
+        "a         1.00      0.25     0.40   1.65     2048   4 of 4  b",
+        "b         2.00      0.25     0.40   2.65     2048   4 of 4  a",
+        "c         1.00      0.25     0.40   1.65     2048   4 of 4  a",
+        "",
+        "All models do not fit together: they take 5.95 of 5.00. At most 2 do: a + b; a + c; "
+        "b + c.",
+        "When a is loaded after the others, b must leave.",
+        "When b is loaded after the others, a must leave.",
+        "When c is loaded after the others, a must leave.",
+    ]
+
+
+def test_plan_says_what_fits_instead_and_fails_when_a_model_never_does(tmp_path, planned):
+    write_gemma(tmp_path / "gemma")
+
+    status, lines = planned(
+        "models:\n"
+        "  - {name: gemma, source: ./gemma, max_model_len: 65536, kv_cache_gb: 4}\n"
+        "  - {name: gone, source: ./gone, max_model_len: 4096, kv_cache_gb: 2}\n"
+        "routing: {default: gemma}\n"
+    )
+
+    assert status == 1
+    assert lines[4:] == [
+        "gemma    56.35      4.00     5.07    65.42    65536  0.616 of 8  does not fit",
+        "gone   unknown      2.00  unknown  unknown     4096",
+        "",
+        "gemma: a KV cache of 4.00 GiB holds 33024 tokens of a request, but max_model_len is 65536"
+        ", which takes 6.48 GiB. Set max_model_len 33024, or kv_cache_gb 6.48.",
+        "Nothing is known of gone until the files are on this disk: a name says nothing about a "
+        "size. The plan is made again before every load.",
+    ]
+
+
+def test_plan_says_when_all_fit(planned):
+    status, lines = planned("models: [{name: a, source: ., engine: echo}]\nrouting: {default: a}\n")
+
+    assert status == 0
+    assert lines[-1].split() == ["a", *"-----"]
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "axion.yaml"])
+def test_a_shipped_file_can_be_planned_at_once_without_vllm(tmp_path, name):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from router.cli import main; "
+            f"status = main(['plan', '--config', {str(ROOT / 'config' / name)!r}]); "
+            "slow = {'vllm', 'torch', 'litestar'}; print(status, slow & set(sys.modules))",
+        ],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+
+    assert done.stdout.splitlines()[-1] == "0 set()"
 
 
 @pytest.mark.parametrize("arguments", [["serve", "--prot", "1"], ["nothing"], []])
@@ -145,5 +248,5 @@ def test_wrong_usage_is_explained(arguments):
 
 
 def test_every_command_has_help():
-    for command in ("serve", "check", "models"):
+    for command in ("serve", "check", "plan", "models"):
         assert f"usage: axion {command}" in axion(command, "--help").stdout
