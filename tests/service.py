@@ -74,7 +74,7 @@ class RunningService:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(kind)
         try:
-            return self.process.wait(60)
+            return self.process.wait(330)
         finally:
             self.process.kill()
             self.process.stdout.close()

@@ -295,7 +295,7 @@ async def test_a_killed_engine_ends_its_streams_alone_and_is_replaced(service, a
         body = {
             "model": model,
             "stream": True,
-            "max_tokens": 400,
+            "max_tokens": 150,
             "ignore_eos": True,
             "messages": [{"role": "user", "content": "Count"}],
         }
@@ -341,6 +341,7 @@ models:
     enforce_eager: true
     preload: true
 routing: {default: only}
+server: {shutdown_grace_s: 300}
 """
     )
     return config
@@ -357,7 +358,7 @@ def test_sigterm_lets_the_running_answer_finish_and_leaves_nothing_behind(tmp_pa
         descendants = service.descendants()
         with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
             stream = ask(
-                client, "Count", stream=True, max_tokens=200, extra_body={"ignore_eos": True}
+                client, "Count", stream=True, max_tokens=60, extra_body={"ignore_eos": True}
             )
             chunks = [next(stream)]
             service.process.send_signal(signal.SIGTERM)
