@@ -23,6 +23,10 @@ with warnings.catch_warnings():
     import vllm.v1.structured_output
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
+# Ctrl-C at a terminal goes to every process of its group. Only the server is to hear it, and to let
+# the running answers finish.
+os.setpgid(0, 0)
+
 # A collection in a child would write to the header of every object and so copy every shared page.
 gc.collect()
 gc.freeze()

@@ -122,14 +122,14 @@ class VllmStarter:
             raise EngineFailed(refusal)
         if changed := cpu.resolve_dtype(model, directory)[1]:
             log.info("%s: %s", model.name, changed)
-        loop = asyncio.get_running_loop()
         launch = self._launches[model.name] = _Launch(model, weights_bytes(directory))
-        starting = loop.run_in_executor(self._thread, self._start, launch, directory)
+        job = self._thread.submit(self._start, launch, directory)
+        starting = asyncio.wrap_future(job)
         try:
             llm, args = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # The thread cannot be cancelled, but without its process it fails and ends at once.
-            if not starting.cancel():
+            if not job.cancel():
                 while not starting.done():
                     launch.kill()
                     await asyncio.wait({starting}, timeout=0.05)

@@ -218,10 +218,10 @@ def _refusal(task: Task, candidates: Sequence[Candidate]) -> Undecidable:
     largest = max(skilled, key=lambda candidate: candidate.max_model_len)
     return Undecidable(
         # Clients look for the words up to the number.
-        f"The maximum context length is {largest.max_model_len} tokens (`{largest.model}`, the "
-        f"largest model that could answer). You asked for about {task.prompt_tokens} tokens in the "
-        f"prompt and {task.output_tokens} in the answer. Shorten the prompt or ask for fewer "
-        "tokens.",
+        f"This model's maximum context length is {largest.max_model_len} tokens "
+        f"(`{largest.model}`, the largest model that could answer). You asked for about "
+        f"{task.prompt_tokens} tokens in the prompt and {task.output_tokens} in the answer. "
+        "Shorten the prompt or ask for fewer tokens.",
         param="messages",
         code="context_length_exceeded",
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, get, post
+from litestar.exceptions import InternalServerException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 from litestar.params import Parameter
@@ -208,7 +209,10 @@ async def _serve(
     resources: contextlib.AsyncExitStack = request.scope[_RESOURCES]  # type: ignore[literal-required]
     resources.callback(record.close, "left by the client")  # unless it was closed before
     try:
-        body = await request.body()
+        try:
+            body = await request.body()
+        except InternalServerException:  # Litestar's word for a client that left half-way
+            raise _ClientLeft from None
         work = dispatcher.dispatch(record, body, _caller(request), resources)
         reply = await _unless_client_leaves(request.receive, work)
     except _ClientLeft:

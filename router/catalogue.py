@@ -50,7 +50,7 @@ class Catalogue:
         shown = f"`{name}`" if _is_harmless(name) else "you asked for"
         raise ApiError(
             f"The model {shown} does not exist or you do not have access to it"
-            f"{nearest(name, known)}. There are: {', '.join(known)}.",
+            f"{nearest(name, known) if _is_harmless(name) else ''}. There are: {', '.join(known)}.",
             "model_not_found",
             param="model",
         )

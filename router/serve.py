@@ -115,6 +115,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
+            listener.listen()  # else a second server could bind it too, and fail much later
         except OSError as error:
             raise CannotStart(
                 f"cannot listen on {host}:{port}: {error.strerror}. Stop what uses it, or choose "

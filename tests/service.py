@@ -29,7 +29,12 @@ class RunningService:
         self._log = log.open("wb")
         command = [sys.executable, "-m", "router.cli", "serve", "--config", config, "--port", "0"]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,  # a group of its own, as at a terminal
         )
         self.greeting = ""
         for line in self.process.stdout:

@@ -351,7 +351,8 @@ def is_ready(service):
     return httpx.get(f"{service.url}/health/ready").status_code == 200
 
 
-def test_sigterm_lets_the_running_answer_finish_and_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("way", ["SIGTERM", "Ctrl-C"])
+def test_a_stop_lets_the_running_answer_finish_and_leaves_nothing_behind(tmp_path, way):
     service = RunningService(small_config(tmp_path), tmp_path / "log")
     try:
         wait_until(lambda: is_ready(service), 90, "ready")
@@ -361,7 +362,10 @@ def test_sigterm_lets_the_running_answer_finish_and_leaves_nothing_behind(tmp_pa
                 client, "Count", stream=True, max_tokens=60, extra_body={"ignore_eos": True}
             )
             chunks = [next(stream)]
-            service.process.send_signal(signal.SIGTERM)
+            if way == "Ctrl-C":  # a terminal sends it to the whole group
+                os.killpg(service.process.pid, signal.SIGINT)
+            else:
+                service.process.send_signal(signal.SIGTERM)
             chunks += list(stream)
         assert chunks[-1].choices[0].finish_reason == "length"
     finally:

@@ -423,7 +423,8 @@ def test_a_prompt_past_every_context_is_refused_with_both_numbers():
     refusal = refusal_of(task(prompt_tokens=12000, output_tokens=500), ROLES)
 
     assert refusal.message == (
-        "The maximum context length is 8000 tokens (`large`, the largest model that could answer). "
+        "This model's maximum context length is 8000 tokens "
+        "(`large`, the largest model that could answer). "
         "You asked for about 12000 tokens in the prompt and 500 in the answer. "
         "Shorten the prompt or ask for fewer tokens."
     )
@@ -433,7 +434,9 @@ def test_a_prompt_past_every_context_is_refused_with_both_numbers():
 def test_the_largest_context_that_is_named_is_of_a_model_with_the_skills():
     refusal = refusal_of(task(prompt_tokens=12000, tools=1), ROLES)
 
-    assert refusal.message.startswith("The maximum context length is 4000 tokens (`coder`, ")
+    assert refusal.message.startswith(
+        "This model's maximum context length is 4000 tokens (`coder`, "
+    )
     assert refusal.code == "context_length_exceeded"
 
 

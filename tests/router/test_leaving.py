@@ -152,7 +152,7 @@ async def test_without_reading_what_is_sent(served):
     await all_given_back(service, loader)
 
 
-async def test_half_way_through_the_body(served):
+async def test_half_way_through_the_body(served, caplog):
     service, loader, port = served
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request(words=10, length=10_000))
@@ -162,6 +162,8 @@ async def test_half_way_through_the_body(served):
 
     await all_given_back(service, loader)
     assert loader.engines == []
+    await asyncio.sleep(0.05)
+    assert "internal error" not in caplog.text
 
 
 async def test_many_at_once_at_random_moments(served):
