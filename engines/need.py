@@ -21,8 +21,14 @@ _PROCESS_BYTES = int(0.22 * GIB)
 _TOKENIZER_BYTES = 800
 """Of a tokenizer, for each entry of the vocabulary; an engine has one for structured answers."""
 
-_COMPUTING_FACTOR = 2.0
+_SERVER_BYTES = 1000
+"""The same of the server, which has a second one to render several prompts at a time."""
+
+_COMPUTING_FACTOR = 2.7
 """Between what the layers hand to each other in one step and what computing takes at its peak."""
+
+_COMPILED_BYTES = int(0.12 * GIB)
+"""What compiling leaves in the process."""
 
 _VISION_CACHE_GB = 4.0
 """vLLM's default for `mm_processor_cache_gb`: images that an engine keeps, up to this many GiB."""
@@ -98,7 +104,7 @@ def need(model: ModelSettings, directory: Path) -> Need:
         kv_cache_bytes=cache,
         overhead_bytes=overhead,
         total_bytes=weights + cache + overhead,
-        server_bytes=files.tokenizer_bytes(),
+        server_bytes=_SERVER_BYTES * files.vocabulary,
         max_model_len=files.context,
         max_num_seqs=model.max_num_seqs,
         kv_cache=files.kv_cache,
@@ -120,6 +126,7 @@ class _Files:
         self._model, self._directory, self._facts = model, directory, inspect(directory)
         # dtype `auto` never ends at a wider type than the checkpoint's, which is 16 bits wide.
         self._number = 4 if resolve_dtype(model, directory)[0] == "float32" else 2
+        self.vocabulary = self._facts.vocabulary
         self.context = model.max_model_len or self._facts.max_position or _CONTEXT
         attention = self._facts.attention
         self.kv_cache = kv_cache(model, attention, self._number) if attention else None
@@ -162,9 +169,6 @@ class _Files:
         """Return the size of a tensor in memory: ordinary numbers are cast, packed ones are not."""
         return tensor.numbers * self._number if tensor.dtype in _FLOATS else tensor.size
 
-    def tokenizer_bytes(self) -> int:
-        return _TOKENIZER_BYTES * self._facts.vocabulary
-
     def overhead_bytes(self) -> int:
         """Return what the process takes besides weights and KV cache, at its peak."""
         facts, model = self._facts, self._model
@@ -176,8 +180,9 @@ class _Files:
         images = model.engine_args.get("mm_processor_cache_gb", _VISION_CACHE_GB)
         return int(
             _PROCESS_BYTES
-            + self.tokenizer_bytes()
+            + _TOKENIZER_BYTES * self.vocabulary
             + _COMPUTING_FACTOR * step * widths * self._number
+            + (0 if model.enforce_eager else _COMPILED_BYTES)
             + (float(images) * GIB if facts.vision else 0)
         )
 

@@ -53,7 +53,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     problem
         Why it can never be loaded, with the numbers and what to change, or None.
     leave
-        Who leaves for it when all others have been used before it, in the order of the file.
+        Who leaves for it when the others were loaded before, in the order of the file.
     """
 
     model: str
@@ -197,16 +197,23 @@ def _problem(model: ModelSettings, found: Known, room: Room, pinned: dict[str, i
 
 
 def _leave(name: str, sizes: dict[str, int], pinned: list[str], room: int) -> tuple[str, ...]:
-    """Return who the pool unloads for `name`: of those that may leave, who was used longest ago."""
+    """Return who leaves for `name` when each was as dear as another, the first in the file first.
+
+    The pool itself also knows how often each is wanted (`engines.lifecycle`).
+    """
     loaded: list[str] = []
-    left: list[str] = []
+    leaving: list[str] = []
     for coming in [*(each for each in sizes if each != name), name]:
-        left = []
-        while sum(sizes[each] for each in [*loaded, coming]) > room:
-            left.append(next(each for each in loaded if each not in pinned))
-            loaded.remove(left[-1])
-        loaded.append(coming)
-    return tuple(left)
+        missing = sum(sizes[each] for each in [*loaded, coming]) - room
+        leaving = []
+        for each in loaded:
+            if each not in pinned and sum(sizes[one] for one in leaving) < missing:
+                leaving.append(each)
+        for each in reversed(leaving[:-1]):  # the last may have made it unnecessary
+            if sum(sizes[one] for one in leaving) - sizes[each] >= missing:
+                leaving.remove(each)
+        loaded = [*(each for each in loaded if each not in leaving), coming]
+    return tuple(leaving)
 
 
 def _largest_sets(

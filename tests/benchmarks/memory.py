@@ -225,10 +225,9 @@ def write_checkpoint(name: str, base: Path) -> None:
 
 
 def write_random(shape: dict[str, Any], dtype: torch.dtype, target: Path) -> None:
-    """Write a checkpoint of random numbers, with the quickstart model's tokenizer."""
+    """Write a checkpoint of random numbers, with a tokenizer that is as large as its vocabulary."""
     target.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(quickstart.fetch(say) / name, target)
+    write_tokenizer(shape["vocab_size"], target)
     config = {**shape, "torch_dtype": str(dtype).removeprefix("torch."), "eos_token_id": 2}
     (target / "config.json").write_text(json.dumps(config))
     numbers = torch.Generator().manual_seed(0)
@@ -239,6 +238,25 @@ def write_random(shape: dict[str, Any], dtype: torch.dtype, target: Path) -> Non
         for name, size in sizes(shape).items()
     }
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_tokenizer(size: int, target: Path) -> None:
+    """Write the quickstart model's tokenizer with invented entries until it has `size` of them."""
+    source = quickstart.fetch(say)
+    shutil.copy(source / "tokenizer_config.json", target)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    entries, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    as_pairs = isinstance(merges[0], list)
+    words = [word for word in entries if word.isascii() and word.isalpha()]
+    pairs = ((first, second) for first in words for second in words)
+    number = max(entries.values())
+    while number < size - 1:
+        first, second = next(pairs)
+        if first + second not in entries:
+            number += 1
+            entries[first + second] = number
+            merges.append([first, second] if as_pairs else f"{first} {second}")
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def sizes(shape: dict[str, Any]) -> dict[str, tuple[int, ...]]:

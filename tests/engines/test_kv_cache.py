@@ -33,6 +33,14 @@ def layout(attention, number_bytes=2, **settings) -> KvCache:
         pytest.param(MISTRAL, {}, 32768, 262144, 25, id="all layers see a window only"),
         pytest.param(MISTRAL, {}, 128, 262144, 2, id="a context inside the window"),
         pytest.param(
+            MISTRAL,
+            {"max_num_batched_tokens": 129},
+            4096,
+            262144,
+            10,
+            id="1023 and 129 are 9 blocks",
+        ),
+        pytest.param(
             MISTRAL, {"chunked_prefill": False}, 4096, 262144, 33, id="a prompt is one step"
         ),
         pytest.param(GEMMA_27B, {}, 65536, 10 * 2**20, 662, id="Gemma 3 27B"),

@@ -51,14 +51,15 @@ def machine(monkeypatch, tmp_path):
     """A machine of 12 GiB with 10 available; the test says in which cgroups this process is."""
     numbers = SimpleNamespace(total=12 * GIB, available=10 * GIB)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: numbers)
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    mounted = tmp_path / "cgroup"
+    monkeypatch.setattr(memory, "_CGROUPS", mounted)
     own = tmp_path / "proc_self_cgroup"
     monkeypatch.setattr(memory, "_OWN_CGROUPS", own)
 
     def be_in(line, **groups):
         own.write_text(f"12:cpuset:/elsewhere\n{line}\n")
         for path, files in groups.items():
-            folder = tmp_path / path.replace("__", "/")
+            folder = mounted / path.replace("__", "/")
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in files.items():
                 (folder / name).write_text(f"{text}\n")
@@ -135,7 +136,9 @@ UNLIMITED_V1 = 9223372036854771712
             id="a container that is told the path outside",
         ),
         pytest.param("4:memory:/", {"memory": v1(UNLIMITED_V1, 0)}, None, 10, id="v1, no limit"),
-        pytest.param("0::/../other", {"other": v2(1, 1)}, None, 10, id="outside of this namespace"),
+        pytest.param(
+            "0::/../other", {"..__other": v2(1, 1)}, None, 10, id="outside of this namespace"
+        ),
     ],
 )
 def test_the_limit_of_every_cgroup_above_counts(machine, line, groups, limit, available):

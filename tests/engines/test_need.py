@@ -2,6 +2,7 @@
 
 import json
 
+import httpx
 import pytest
 
 from config import ModelSettings
@@ -141,6 +142,13 @@ def test_an_architecture_that_is_not_known_needs_kv_cache_gb(tmp_path):
             id="and no room for more",
         ),
         pytest.param(
+            {"max_model_len": 65536, "kv_cache_gb": 4},
+            80,
+            "a KV cache of 4.00 GiB holds 33024 tokens of a request, but max_model_len is 65536,"
+            " which takes 6.48 GiB. Set max_model_len 33024, or kv_cache_gb 6.48",
+            id="and room for more",
+        ),
+        pytest.param(
             {"max_model_len": 65536, "kv_cache_gb": 0.01},
             None,
             "a KV cache of 0.01 GiB holds 0 tokens of a request, but max_model_len is 65536,"
@@ -166,3 +174,14 @@ def test_a_kv_cache_too_small_for_one_request_is_refused(tmp_path, settings, roo
     found = need(model(**settings), write_gemma(tmp_path))
 
     assert too_small(found, room_gib and room_gib * GIB) == expected
+
+
+@pytest.mark.real
+def test_an_engine_takes_what_is_planned_within_a_tenth(service):
+    body = {"model": "phi4_fast", "prompt": "memory " * 1500, "max_tokens": 4}
+    httpx.post(f"{service.url}/v1/completions", json=body, timeout=60).raise_for_status()
+
+    engines = httpx.get(f"{service.url}/v1/system").json()["engines"]
+
+    (engine,) = [each for each in engines if each["model"] == "phi4_fast"]
+    assert engine["resident_bytes"] == pytest.approx(engine["footprint_bytes"], rel=0.1)

@@ -58,6 +58,7 @@ def leaves(found):
         pytest.param(5, "c", {"a": 1, "b": 2, "c": 3}, ["ac", "bc"], id="the pinned one stays"),
         pytest.param(3, "", {"a": 1, "b": 2, "c": 4}, ["ab"], id="without one that never fits"),
         pytest.param(1, "", {"a": 2}, [], id="nothing fits"),
+        pytest.param(3, "", {"a": 3, "b": 2, "c": 1}, ["bc"], id="rather two small ones"),
         pytest.param(4, "", {"a": 2, "b": NotHere(""), "c": 2}, ["ac"], id="without the unknown"),
         pytest.param(1, "", {"a": 1, "b": 1}, ["a", "b"], id="one at a time"),
     ],
@@ -91,6 +92,13 @@ def test_many_models_are_planned_at_once():
             id="the large one was last, and takes all",
         ),
         pytest.param(4, "", {"a": 1, "b": 1, "c": 4}, {"a": "c", "b": "c", "c": "ab"}, id="both"),
+        pytest.param(
+            5,
+            "",
+            {"a": 1, "b": 3, "c": 3},
+            {"a": "", "b": "c", "c": "b"},
+            id="a alone would not do",
+        ),
     ],
 )
 def test_who_leaves_for_whom(budget, pinned, sizes, expected):
@@ -188,6 +196,18 @@ def test_every_change_that_is_proposed_is_enough(tmp_path, settings, budget, exp
         # and no less would do
         if "max_model_len" in numbers:
             assert problems(**{**numbers, "max_model_len": numbers["max_model_len"] + 1})
+
+
+def test_the_block_that_stays_empty_is_not_given_to_a_request(tmp_path):
+    a = model("a", max_model_len=1024)
+    found = need(a, write_model(tmp_path / "a", LLAMA, {"w": ("BF16", 1024, 1024)}))
+    layout = found.kv_cache
+    three = 3 * layout.blocks(1024) * layout.block_bytes  # without the empty block, two fit
+
+    room = Room(budget_bytes=found.total_bytes - found.kv_cache_bytes + three)
+
+    (problem,) = plan([a], [found], room, here=HERE, service_bytes=0).problems
+    assert "Set max_num_seqs 2, or" in problem
 
 
 # --- of a configuration ---

@@ -134,7 +134,7 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers(tmp_path):
     done = axion("serve", "--config", path, "--port", 0)
 
     assert done.returncode == 1
-    assert "axion: a takes 3.40 GiB, but the memory budget is 2.00 GiB: weights" in done.stderr
+    assert "axion: a takes 3.57 GiB, but the memory budget is 2.00 GiB: weights" in done.stderr
     assert re.search(r"Set kv_cache_gb 1\.\d+, or pool\.memory_budget_gb 3\.\d+\.\n", done.stderr)
 
 
@@ -175,15 +175,15 @@ def test_plan_shows_who_fits_and_who_must_leave(tmp_path, planned):
 
     assert status == 0
     assert lines == [
-        "Memory in GiB: 128.00 in this machine, 120.00 available; the service takes 1.26.",
+        "Memory in GiB: 128.00 in this machine, 120.00 available; the service takes 1.29.",
         "Models may take 5.00 together.",
         "",
         "MODEL  WEIGHTS  KV CACHE  PROCESS  TOTAL  CONTEXT  AT ONCE  LEAVES FOR IT",
-        "a         1.00      0.25     0.40   1.65     2048   4 of 4  b",
-        "b         2.00      0.25     0.40   2.65     2048   4 of 4  a",
-        "c         1.00      0.25     0.40   1.65     2048   4 of 4  a",
+        "a         1.00      0.25     0.57   1.82     2048   4 of 4  b",
+        "b         2.00      0.25     0.57   2.82     2048   4 of 4  a",
+        "c         1.00      0.25     0.57   1.82     2048   4 of 4  a",
         "",
-        "All models do not fit together: they take 5.95 of 5.00. At most 2 do: a + b; a + c; "
+        "All models do not fit together: they take 6.46 of 5.00. At most 2 do: a + b; a + c; "
         "b + c.",
         "When a is loaded after the others, b must leave.",
         "When b is loaded after the others, a must leave.",
@@ -203,7 +203,7 @@ def test_plan_says_what_fits_instead_and_fails_when_a_model_never_does(tmp_path,
 
     assert status == 1
     assert lines[4:] == [
-        "gemma    56.35      4.00     5.07    65.42    65536  0.616 of 8  does not fit",
+        "gemma    56.35      4.00     5.42    65.77    65536  0.616 of 8  does not fit",
         "gone   unknown      2.00  unknown  unknown     4096",
         "",
         "gemma: a KV cache of 4.00 GiB holds 33024 tokens of a request, but max_model_len is 65536"
