@@ -1,6 +1,7 @@
 """Runs inside every engine process: its surroundings, its last words, its end with the server."""
 
 import contextlib
+import inspect
 import multiprocessing
 import os
 import sys
@@ -55,7 +56,11 @@ def run(
     import setproctitle
     import torch
     import vllm.v1.engine.core
+    import vllm.v1.sample.sampler as sampler
 
+    # It counts numbers. Compiling it would stop all answers for 3 to 18 s when the first request
+    # asks for logprobs.
+    sampler.batched_count_greater_than = inspect.unwrap(sampler.batched_count_greater_than)
     _follow(threads, torch.set_num_threads, vllm.v1.engine.core.EngineCoreProc)
     setproctitle.setproctitle(surroundings.title)
     vllm.v1.engine.core.set_process_title = lambda *_: None  # it would take the name away again

@@ -7,7 +7,7 @@ from pathlib import Path
 from config import ModelSettings, Settings
 from engines.echo import EchoEngine
 from engines.need import need, too_small
-from engines.protocol import Engine, EngineFailed
+from engines.protocol import Endpoint, Engine, EngineFailed
 from engines.sources import local_directory, resolve
 
 log = logging.getLogger("axion.load")
@@ -54,6 +54,13 @@ class EngineLoader:
         if reason := too_small(found):
             raise EngineFailed(reason)
         return found.total_bytes
+
+    def check(self, model: ModelSettings, endpoint: Endpoint, body: bytes) -> None:
+        """Raise Refused if no engine of the model's kind could run this request."""
+        if model.engine == "vllm":
+            from engines.request import read_request
+
+            read_request(endpoint, body)
 
     async def start(self, model: ModelSettings, directory: Path) -> Engine:
         """Start the engine. Cancelling ends what was started."""

@@ -16,7 +16,7 @@ from config import ModelSettings, PoolSettings
 from engines import cores
 from engines.lifecycle import Lifecycle
 from engines.memory import available_bytes
-from engines.protocol import Engine
+from engines.protocol import Endpoint, Engine
 from engines.words import Grant, Locate, Refuse, Snapshot, Start, Stop, Ticket, Unavailable
 
 log = logging.getLogger("axion.pool")
@@ -30,6 +30,9 @@ class Loader(Protocol):
 
     def footprint_bytes(self, model: ModelSettings, directory: Path) -> int:
         """Return what the engine will take, in bytes."""
+
+    def check(self, model: ModelSettings, endpoint: Endpoint, body: bytes) -> None:
+        """Raise Refused if no engine of the model's kind could run this request."""
 
     async def start(self, model: ModelSettings, directory: Path) -> Engine:
         """Start the engine. Cancelling ends what was started."""
@@ -89,6 +92,10 @@ class Pool:
     def engine(self, name: str) -> Engine | None:
         """Return the model's engine if it is loaded, to look at."""
         return self._engines.get(name)
+
+    def check(self, name: str, endpoint: Endpoint, body: bytes) -> None:
+        """Raise Refused if the model could not run this request, before it is loaded for it."""
+        self._loader.check(self._models[name], endpoint, body)
 
     @contextlib.asynccontextmanager
     async def lease(self, ticket: Ticket) -> AsyncGenerator[Engine, None]:

@@ -1,4 +1,4 @@
-"""Engines that run a model with vLLM on the CPU. The only file that imports vLLM (0.32).
+"""Engines that run a model with vLLM (0.32) on the CPU.
 
 The engine object lives in this process; its core, with the weights and the KV cache, is a child
 process, so unloading really returns the memory and a crash stays with one model.
@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import re
+import tempfile
 import threading
 import warnings
 from argparse import Namespace
@@ -33,8 +34,11 @@ from engines import child, cores, cpu
 from engines.memory import weights_bytes
 from engines.need import kv_cache_bytes
 from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
+from engines.request import read_request, refusal
 
 log = logging.getLogger("axion.vllm")
+
+_NOT_IMPLEMENTED = 501
 
 # Variables that the operator has set in the environment stay as they are.
 _ENVIRONMENT = {
@@ -163,7 +167,7 @@ class VllmStarter:
             config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
                 UsageContext.ENGINE_CONTEXT
             )
-            with self._template.launching(launch):
+            with self._template.launching(launch), _sockets():
                 return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
         except Exception as error:
             raise EngineFailed(launch.cause() or _clause(error)) from error
@@ -283,6 +287,24 @@ class _Template:
         return getattr(self._context, name)
 
 
+@contextlib.contextmanager
+def _sockets() -> Iterator[None]:
+    """Have vLLM make its sockets in a directory that goes once they are connected.
+
+    It would leave two files in the directory for temporary files with every start.
+    """
+    place = os.environ.get("VLLM_RPC_BASE_PATH")
+    with tempfile.TemporaryDirectory(prefix="axion-", dir=place) as directory:
+        os.environ["VLLM_RPC_BASE_PATH"] = directory
+        try:
+            yield
+        finally:
+            if place is None:
+                del os.environ["VLLM_RPC_BASE_PATH"]
+            else:
+                os.environ["VLLM_RPC_BASE_PATH"] = place
+
+
 def _arguments(model: ModelSettings, directory: Path) -> Namespace:
     """Return vLLM's own arguments for `model`: its defaults, then ours, then the operator's."""
     args: Namespace = _parser().parse_args(["--model", str(directory)])
@@ -345,7 +367,7 @@ class VllmEngine:
         self._llm = llm
         self._max_model_len = int(llm.model_config.max_model_len)
         self._closing: asyncio.Task[None] | None = None
-        self._serving: dict[Endpoint, tuple[Any, Any]] = {}
+        self._serving: dict[Endpoint, Callable[[Any], Any]] = {}
 
     @property
     def failure(self) -> str | None:
@@ -381,8 +403,6 @@ class VllmEngine:
         """Build vLLM's OpenAI layer on top of the engine."""
         from starlette.datastructures import State
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
         tasks = await self._llm.get_supported_tasks()
         state = State()
@@ -391,8 +411,8 @@ class VllmEngine:
         if state.openai_serving_chat is None:
             raise EngineFailed("this model does not generate text")
         self._serving = {
-            "chat": (ChatCompletionRequest, state.openai_serving_chat.create_chat_completion),
-            "completions": (CompletionRequest, state.openai_serving_completion.create_completion),
+            "chat": state.openai_serving_chat.create_chat_completion,
+            "completions": state.openai_serving_completion.create_completion,
         }
 
     async def close(self) -> None:
@@ -418,69 +438,61 @@ class VllmEngine:
 
     async def generate(self, endpoint: Endpoint, body: bytes, request_id: str) -> Reply:
         """See `Engine.generate`."""
-        from pydantic import ValidationError
-
         if self.failure is not None:
             raise self._broken()
-        request_type, create = self._serving[endpoint]
+        request = read_request(endpoint, body, self._max_model_len)
+        request.model = self._name
+        request.request_id = request_id
         try:
-            request = request_type.model_validate_json(body)
-            request.model = self._name
-            request.request_id = request_id
-            reply = await create(request)
-        except ValidationError as error:
-            raise _refused_by_pydantic(error) from None
+            reply = await self._serving[endpoint](request)
         except Exception as error:
-            raise self._translated(error) from error
+            raise self._translated(error, endpoint, body) from error
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise asyncio.CancelledError  # vLLM answers a cancellation with an error object
         if isinstance(reply, AsyncGenerator):
-            return Stream(self._events(reply))
+            return Stream(self._events(reply, endpoint, body))
         if hasattr(reply, "error"):
-            raise _from_envelope(reply.error.message, reply.error.param, reply.error.code)
+            raise self._from_envelope(dict(reply.error), endpoint, body)
         return Answer(reply.model_dump_json().encode())
 
-    async def _events(self, reply: AsyncGenerator[str, None]) -> AsyncGenerator[bytes, None]:
+    async def _events(
+        self, reply: AsyncGenerator[str, None], endpoint: Endpoint, body: bytes
+    ) -> AsyncGenerator[bytes, None]:
         """Pass vLLM's events on; turn its error events back into exceptions."""
         async with contextlib.aclosing(reply):
             async for event in reply:
                 if event.startswith('data: {"error"'):
-                    if self.failure is not None:
-                        raise self._broken()
                     error = msgspec.json.decode(event[len("data: ") :])["error"]
-                    raise _from_envelope(error["message"], error["param"], error["code"])
+                    raise self._from_envelope(error, endpoint, body)
                 yield event.encode()
 
     def _broken(self) -> EngineFailed:
         return EngineFailed(f"The engine of `{self._name}` failed: {self.failure}.")
 
-    def _translated(self, error: Exception) -> Exception:
+    def _translated(self, error: Exception, endpoint: Endpoint, body: bytes) -> Exception:
         """Return our exception for one of vLLM's."""
         from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
+        info = create_error_response(error).error
+        return self._from_envelope(dict(info), endpoint, body)
+
+    def _from_envelope(
+        self, envelope: dict[str, Any], endpoint: Endpoint, body: bytes
+    ) -> Exception:
+        """Return our exception for the contents of vLLM's error object."""
         if self.failure is not None:
             return self._broken()
-        info = create_error_response(error).error
-        if info.code >= 500:
-            log.error("%s: a request failed", self._name, exc_info=error)
-        return _from_envelope(info.message, info.param, info.code)
-
-
-def _from_envelope(message: str, param: str | None, status: int) -> Refused | EngineFailed:
-    """Return our exception for the contents of vLLM's error object."""
-    if status >= 500:
-        return EngineFailed(message)
-    if re.search("maximum context length|max_model_len", message):
-        return Refused(message, param=param, code="context_length_exceeded")
-    return Refused(_ADVICE.get(message, message), param=param)
-
-
-_ADVICE = {
-    '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set': (
-        "This model is not set up for tools: set its `tool_parser` in the configuration."
-    )
-}
+        message, status = str(envelope["message"]), int(envelope["code"])
+        if status >= 500 and status != _NOT_IMPLEMENTED:
+            # The engine is sound, so it is no use to tell the client to try again.
+            return RuntimeError(
+                f"{self._name}: vLLM could not answer: {message or 'no reason given'}"
+            )
+        if re.search("maximum context length|max_model_len", message):
+            field = "messages" if endpoint == "chat" else "prompt"
+            return Refused(message, param=field, code="context_length_exceeded")
+        return refusal(message, envelope["param"], msgspec.json.decode(body))
 
 
 def _clause(error: Exception) -> str:
@@ -488,13 +500,3 @@ def _clause(error: Exception) -> str:
     findings = getattr(error, "errors", None)  # pydantic writes a page; its first finding says it
     text = str(findings()[0]["msg"]) if callable(findings) else str(error)
     return child.clause(type(error).__name__, text)
-
-
-def _refused_by_pydantic(error: Any) -> Refused:
-    """Return the first of pydantic's findings, without the client's own text."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = ""
-    for part in first["loc"]:
-        param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
-    message = str(first["msg"])
-    return Refused(f"{param}: {message}." if param else f"{message}.", param=param or None)

@@ -12,6 +12,16 @@ MORE, FEWER = 0.4, 0.2
 The estimate is made with one vocabulary for all models; `docs/routing.md` has the measured ratios.
 """
 
+ANSWER_TOKENS = 512
+"""Room for the answer that makes a context surely enough.
+
+A client's `max_tokens` is an upper bound, which chat apps set far above what they get, so it counts
+where it is less. In a small context a quarter is enough.
+"""
+
+FAR_MORE = 8
+"""How many times a named model's context an estimate must be to refuse without counting exactly."""
+
 _EVIDENCE_MAX = 3  # names of evidence in one reason; the task's signals have them all
 
 
@@ -116,12 +126,13 @@ def decide(task: Task, candidates: Sequence[Candidate], routing: RoutingSettings
 def unable(task: Task, candidate: Candidate) -> Undecidable | None:
     """Return the refusal if `candidate`, named by the client, cannot do `task`; else None.
 
-    Images and tools only. The engine counts the prompt with its own vocabulary; a model that was
-    asked for by name is not refused on an estimate.
+    The engine counts the prompt with its own vocabulary, so a model that was asked for by name is
+    not refused on an estimate, unless that is far off: such a prompt would occupy the service.
     """
     missing = [skill for skill in _needs(task) if not _has(candidate, skill)]
     if not missing:
-        return None
+        too_long = task.prompt_tokens > FAR_MORE * candidate.max_model_len
+        return _too_long(task, candidate, "") if too_long else None
     lacks = " and ".join(skill.lacks for skill in missing)
     return _unskilled(task, missing, f"the model `{candidate.model}` {lacks}")
 
@@ -134,24 +145,21 @@ def _has(candidate: Candidate, skill: _Skill) -> bool:
     return candidate.vision if skill is _IMAGES else candidate.tools
 
 
-def _tokens(task: Task, factor: float) -> float:
-    """Return the context that `task` takes if a model counts `factor` times our estimate."""
-    return task.prompt_tokens * factor + max(task.output_tokens, 1)
-
-
 def _lack(task: Task, candidate: Candidate) -> str:
     """Return why `candidate` cannot do `task`, as a clause, or an empty string if it can."""
     missing = [skill.lacks for skill in _needs(task) if not _has(candidate, skill)]
     if missing:
         return " and ".join(missing)
-    if _tokens(task, 1 - FEWER) > candidate.max_model_len:
+    if task.prompt_tokens * (1 - FEWER) >= candidate.max_model_len:
         return f"has a context of only {candidate.max_model_len} tokens"
     return ""
 
 
 def _doubts(task: Task, candidate: Candidate) -> tuple[bool, bool]:
     """Return whether a capable candidate has failed, and whether its context may be too short."""
-    return candidate.state == "failed", _tokens(task, 1 + MORE) > candidate.max_model_len
+    context = candidate.max_model_len
+    answer = min(task.output_tokens or ANSWER_TOKENS, ANSWER_TOKENS, context // 4)
+    return candidate.state == "failed", task.prompt_tokens * (1 + MORE) + answer > context
 
 
 def _in_words(doubts: tuple[bool, bool]) -> str:
@@ -216,12 +224,14 @@ def _refusal(task: Task, candidates: Sequence[Candidate]) -> Undecidable:
         who = f"no model here {' and '.join(skill.has for skill in missing)}"
         return _unskilled(task, missing, who)
     largest = max(skilled, key=lambda candidate: candidate.max_model_len)
+    return _too_long(task, largest, f" (`{largest.model}`, the largest model that could answer)")
+
+
+def _too_long(task: Task, candidate: Candidate, who: str) -> Undecidable:
     return Undecidable(
         # Clients look for the words up to the number.
-        f"This model's maximum context length is {largest.max_model_len} tokens "
-        f"(`{largest.model}`, the largest model that could answer). You asked for about "
-        f"{task.prompt_tokens} tokens in the prompt and {task.output_tokens} in the answer. "
-        "Shorten the prompt or ask for fewer tokens.",
+        f"This model's maximum context length is {candidate.max_model_len} tokens{who}. However, "
+        f"the prompt is about {task.prompt_tokens} tokens. Shorten it.",
         param="messages",
         code="context_length_exceeded",
     )

@@ -105,46 +105,67 @@ class Dispatcher:
         task = describe(request)
         decision = self._decide(record.asked, request, task)
         record.model, record.reason = decision.model, decision.reason
+        self._pool.check(decision.model, record.endpoint, body)
         if decision.loads is not None:
             self._pool.begin_load(decision.loads)
-        ticket = _ticket(decision.model, request, caller, record)
+        story = _Story(record, body, request, task, caller)
 
         held = contextlib.AsyncExitStack()
-        work = asyncio.create_task(self._begin(record, body, request, task, ticket, held))
+        work = asyncio.create_task(self._begin(story, held))
         resources.push_async_callback(_end, work, held)
         if request.stream:
             await asyncio.wait({work}, timeout=QUIET_S)
             if not work.done():
-                return _stream(record, self._company(ticket, work), resources)
+                return _stream(record, self._company(story, work), resources)
         reply = await work
         return reply if isinstance(reply, Answer) else _stream(record, reply, resources)
 
     async def _begin(
-        self,
-        record: Record,
-        body: bytes,
-        request: Request,
-        task: Task,
-        ticket: Ticket,
-        held: contextlib.AsyncExitStack,
+        self, story: "_Story", held: contextlib.AsyncExitStack
     ) -> Answer | AsyncGenerator[bytes, None]:
         """Return the answer, or the events of a stream whose first one is there."""
-        engine = await held.enter_async_context(self._pool.lease(ticket))
-        try:
-            reply = await engine.generate(record.endpoint, body, record.id)
-            if isinstance(reply, Answer):
-                return reply
-            held.push_async_callback(reply.events.aclose)
-            return _after(await anext(reply.events), reply.events)
-        except Refused as refused:
-            raise _with_both_numbers(refused, request, task, engine.max_model_len) from None
+        record = story.record
+        while True:
+            story.ticket = story.new_ticket()
+            engine = await held.enter_async_context(self._pool.lease(story.ticket))
+            try:
+                reply = await engine.generate(record.endpoint, story.body, record.id)
+                if isinstance(reply, Answer):
+                    return reply
+                held.push_async_callback(reply.events.aclose)
+                return _after(await anext(reply.events), reply.events)
+            except Refused as refused:
+                if refused.code != "context_length_exceeded":
+                    raise
+                larger = self._larger(story)
+                if larger is None:
+                    raise story.too_long(refused) from None
+                await held.aclose()  # else two models would be held at a time
+                record.reason += f"; {record.model} counted more than its context -> {larger}"
+                record.model = larger
+
+    def _larger(self, story: "_Story") -> str | None:
+        """Return the next model for an `auto` request that was too long for one, or None.
+
+        Every model counts with its own vocabulary, and only it knows the number.
+        """
+        if story.record.asked != AUTO:
+            return None
+        statuses = self._pool.snapshots()
+        tried = self._catalogue.candidate(story.record.model, statuses).max_model_len
+        larger = [
+            each for each in self._catalogue.candidates(statuses) if each.max_model_len > tried
+        ]
+        with contextlib.suppress(Undecidable):
+            return decide(story.task, larger, self._settings.routing).model if larger else None
+        return None
 
     async def _company(
-        self, ticket: Ticket, work: "asyncio.Task[Answer | AsyncGenerator[bytes, None]]"
+        self, story: "_Story", work: "asyncio.Task[Answer | AsyncGenerator[bytes, None]]"
     ) -> AsyncGenerator[bytes, None]:
         """Yield comments until the stream begins, and then the stream."""
         while not work.done():
-            yield f": {self._pool.waits_for(ticket)}\n\n".encode()
+            yield f": {self._pool.waits_for(story.ticket)}\n\n".encode()
             await asyncio.wait({work}, timeout=COMMENT_S)
         events = work.result()
         assert not isinstance(events, Answer)  # noqa: S101 - the request says `stream`
@@ -171,34 +192,46 @@ class Dispatcher:
         return Decision(model=asked, reason=via, rule=None)
 
 
-def _with_both_numbers(
-    refused: Refused, request: Request, task: Task, max_model_len: int
-) -> Refused:
-    """Return the refusal of a request that is too long with the limit and what was asked."""
-    if refused.code != "context_length_exceeded":
-        return refused
-    field = "messages" if request.endpoint == "chat" else "prompt"
-    if request.output_tokens >= max_model_len:
-        field = "max_tokens"
-    return Refused(
-        # Clients look for the first words of this sentence.
-        f"This model's maximum context length is {max_model_len} tokens. However, you asked for "
-        f"about {task.prompt_tokens + request.output_tokens} tokens (about {task.prompt_tokens} in "
-        f"the {'messages' if request.endpoint == 'chat' else 'prompt'}, {request.output_tokens} "
-        "in the completion). Shorten the prompt, ask for fewer tokens, or choose a model with a "
-        "longer context.",
-        param=field,
-        code="context_length_exceeded",
-    )
+class _Story:
+    """A request on its way from the decision to the answer.
 
+    Attributes
+    ----------
+    ticket
+        Its place in the queue of `record.model`.
+    """
 
-def _ticket(model: str, request: Request, caller: str, record: Record) -> Ticket:
-    deadline = None
-    if request.deadline_ms is not None:
-        deadline = record.began + request.deadline_ms / 1000
-    # Neither keys nor names are kept.
-    group = str(hash((caller, request.user)))
-    return Ticket(model, group=group, priority=request.priority, deadline=deadline)
+    def __init__(
+        self, record: Record, body: bytes, request: Request, task: Task, caller: str
+    ) -> None:
+        self.record = record
+        self.body = body
+        self.task = task
+        self._request = request
+        # Neither keys nor names are kept.
+        self._group = str(hash((caller, request.user)))
+        self.ticket = self.new_ticket()
+
+    def new_ticket(self) -> Ticket:
+        """Return a ticket for `record.model`."""
+        deadline = None
+        if self._request.deadline_ms is not None:
+            deadline = self.record.began + self._request.deadline_ms / 1000
+        return Ticket(
+            self.record.model,
+            group=self._group,
+            priority=self._request.priority,
+            deadline=deadline,
+        )
+
+    def too_long(self, refused: Refused) -> Refused:
+        """Return the refusal of a prompt that is too long, with both numbers and what to do."""
+        return Refused(
+            f"{refused.message} The whole prompt is about {self.task.prompt_tokens} tokens. "
+            "Shorten it, or choose a model with a longer context; GET /v1/models lists them.",
+            param=refused.param,
+            code=refused.code,
+        )
 
 
 async def _end(work: asyncio.Task[object], held: contextlib.AsyncExitStack) -> None:

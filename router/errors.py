@@ -45,6 +45,11 @@ CODES: dict[str, Code] = {
     ),
     "invalid_type": Code(400, _CLIENT, "A field has the wrong type; `param` names it."),
     "invalid_value": Code(400, _CLIENT, "A field has a value that is not allowed."),
+    "integer_above_max_value": Code(400, _CLIENT, "A whole number is too large; see the message."),
+    "integer_below_min_value": Code(400, _CLIENT, "A whole number is too small; see the message."),
+    "decimal_above_max_value": Code(400, _CLIENT, "A number is too large; see the message."),
+    "decimal_below_min_value": Code(400, _CLIENT, "A number is too small; see the message."),
+    "array_above_max_length": Code(400, _CLIENT, "A list has too many entries; see the message."),
     "empty_array": Code(400, _CLIENT, "`messages` is empty. Send at least one message."),
     "context_length_exceeded": Code(
         400,

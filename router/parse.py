@@ -4,55 +4,15 @@ import re
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
 
+from router.body import ITEMS_MAX, PROMPTS_MAX, Body, ChatBody, CompletionBody, Message
 from router.errors import ApiError
 from router.words import Endpoint, Request, Turn
 
-_OUTPUT_TOKENS_MAX = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
-_PRIORITY_MAX = 1_000_000
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
-
-class _Part(Struct):
-    type: str
-    text: str | None = None
-
-
-class _Message(Struct):
-    role: str
-    content: str | list[_Part] | None = None
-    tool_calls: Raw = Raw()  # not `Raw | None`, which msgspec reads as "null and nothing else"
-
-
-class _Queued(Struct, kw_only=True):
-    """What both endpoints say about waiting."""
-
-    stream: bool | None = None
-    user: str | None = None
-    priority: int | None = None
-    deadline_ms: float | None = None
-
-
-class _Chat(_Queued):
-    """What routing reads of a chat request; everything else is for the engine to check."""
-
-    model: str
-    messages: list[_Message]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    tools: list[Raw] | None = None
-    tool_choice: Any = None
-
-
-class _Completion(_Queued):
-    model: str
-    prompt: str | list[str | int | list[int]]
-    max_tokens: int | None = None
-
-
-_chat = msgspec.json.Decoder(_Chat)
-_completion = msgspec.json.Decoder(_Completion)
+_chat = msgspec.json.Decoder(ChatBody)
+_completion = msgspec.json.Decoder(CompletionBody)
 
 
 def parse(endpoint: Endpoint, body: bytes) -> Request:
@@ -77,7 +37,7 @@ def parse(endpoint: Endpoint, body: bytes) -> Request:
         raise ApiError("The body is nested too deeply.", "invalid_json") from None
 
 
-def _from_chat(chat: _Chat) -> Request:
+def _from_chat(chat: ChatBody) -> Request:
     if not chat.messages:
         raise ApiError(
             "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an "
@@ -92,52 +52,39 @@ def _from_chat(chat: _Chat) -> Request:
                 "invalid_value",
                 param=f"messages[{index}].role",
             )
+    parts = sum(len(each.content) for each in chat.messages if isinstance(each.content, list))
+    if parts > ITEMS_MAX:
+        raise _out_of_bounds("array", "<=", f"{ITEMS_MAX} parts in all", "messages")
     tools = chat.tools or []
     # The model reads the calls it made, too. They are counted and no part of the text: JSON that a
     # program wrote looks like code, whatever the user is talking about.
     calls = [message.tool_calls for message in chat.messages]
     return Request(
         endpoint="chat",
-        model=chat.model,
-        **_queued(chat),
+        **_shared(chat),
         turns=tuple(_turn(message) for message in chat.messages),
         tools=0 if chat.tool_choice == "none" else len(tools),
         tools_chars=sum(len(bytes(raw)) for raw in [*tools, *calls]),
-        output_tokens=_output_tokens(
-            max_completion_tokens=chat.max_completion_tokens, max_tokens=chat.max_tokens
-        ),
+        output_tokens=chat.max_completion_tokens or chat.max_tokens or 0,
     )
 
 
-def _queued(body: _Queued) -> dict[str, Any]:
-    """Return the fields of `Request` that say how it waits."""
-    priority = body.priority or 0
-    if abs(priority) > _PRIORITY_MAX:
-        bounds = f"between -{_PRIORITY_MAX} and {_PRIORITY_MAX}; smaller goes first"
-        raise ApiError(f"priority must be {bounds}.", "invalid_value", param="priority")
-    if body.deadline_ms is not None and body.deadline_ms <= 0:
-        message = "deadline_ms must be above 0: milliseconds from now."
-        raise ApiError(message, "invalid_value", param="deadline_ms")
+def _shared(body: Body) -> dict[str, Any]:
+    """Return the fields of `Request` that both endpoints have."""
+    # An engine would read these keys as numbers; msgspec only bounds their values.
+    if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in body.logit_bias or ()):
+        message = "Invalid 'logit_bias': every key must be a token id, a whole number in quotes."
+        raise ApiError(message, "invalid_value", param="logit_bias")
     return {
+        "model": body.model,
         "stream": bool(body.stream),
         "user": body.user or "",
-        "priority": priority,
+        "priority": body.priority or 0,
         "deadline_ms": body.deadline_ms,
     }
 
 
-def _output_tokens(**fields: int | None) -> int:
-    """Return the first of the fields that asks for an answer of some length, else 0."""
-    for name, tokens in fields.items():
-        if tokens and tokens > _OUTPUT_TOKENS_MAX:
-            raise ApiError(
-                f"{name} must be at most {_OUTPUT_TOKENS_MAX}.", "invalid_value", param=name
-            )
-    asked = next((tokens for tokens in fields.values() if tokens), 0)
-    return max(asked, 0)  # what is below zero is for the engine to refuse
-
-
-def _turn(message: _Message) -> Turn:
+def _turn(message: Message) -> Turn:
     content = message.content
     if not isinstance(content, list):
         return Turn(message.role, content or "")
@@ -151,6 +98,8 @@ def _from_completion(body: bytes) -> Request:
     prompt = completion.prompt
     if not prompt:
         raise ApiError("`prompt` is empty.", "invalid_value", param="prompt")
+    if isinstance(prompt, list) and not isinstance(prompt[0], int) and len(prompt) > PROMPTS_MAX:
+        raise _out_of_bounds("array", "<=", f"{PROMPTS_MAX} entries", "prompt")
     if isinstance(prompt, str):
         text = prompt
     else:
@@ -158,10 +107,9 @@ def _from_completion(body: bytes) -> Request:
         text = max(texts, key=len) if isinstance(prompt[0], str | list) else "".join(texts)
     return Request(
         endpoint="completions",
-        model=completion.model,
-        **_queued(completion),
+        **_shared(completion),
         turns=(Turn("user", text),),
-        output_tokens=_output_tokens(max_tokens=completion.max_tokens),
+        output_tokens=completion.max_tokens or 0,
     )
 
 
@@ -172,12 +120,17 @@ def _stand_in(ids: int | list[int]) -> str:
 
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
+_BOUND = re.compile(
+    r"Expected `(?P<kind>\w+)` (?:of )?(?P<relation>(?:length )?[<>]=?) (?P<to>\S+)"
+)
+
+_CODES = {"int": "integer", "float": "decimal"}
 
 
 def _explained(text: str) -> ApiError:
     """Return our error for msgspec's, whose messages never contain the client's values."""
     at = _AT.search(text)
-    path = at["path"].replace("[...]", "[]") if at else ""
+    path = at["path"].replace("[...]", "") if at else ""
     what = _AT.sub("", text)
     if missing := _MISSING.match(what):
         param = f"{path}.{missing['name']}" if path else missing["name"]
@@ -188,7 +141,27 @@ def _explained(text: str) -> ApiError:
         )
         message = f"You must provide `{param}`.{hint}"
         return ApiError(message, "missing_required_parameter", param=param)
+    if bound := _BOUND.match(what):
+        limit = bound["to"] + " entries" * (bound["kind"] == "array")
+        return _out_of_bounds(bound["kind"], bound["relation"], limit, path)
     what = what.replace("Expected", "expected", 1)
     if not path:
         return ApiError(f"The body is the wrong kind of JSON: {what}.", "invalid_type")
     return ApiError(f"Invalid '{path}': {what}.", "invalid_type", param=path)
+
+
+def _out_of_bounds(kind: str, relation: str, bound: str, path: str) -> ApiError:
+    """Return the error, with OpenAI's code, for a value that `relation` `bound` does not hold for.
+
+    The value itself is not told: clients look for numbers such as 429 in a message.
+    """
+    is_max = "<" in relation
+    side = "above maximum" if is_max else "below minimum"
+    bound = bound.removesuffix(".0")
+    if kind == "array":
+        code = f"array_{side.replace('imum', '').replace(' ', '_')}_length"
+        what = f"array too long. Expected at most {bound}"
+    else:
+        code = f"{_CODES[kind]}_{side.replace('imum', '').replace(' ', '_')}_value"
+        what = f"{_CODES[kind]} {side} value. Expected a value {relation} {bound}"
+    return ApiError(f"Invalid '{path}': {what}.", code, param=path)

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import tempfile
 
 import pytest
 
@@ -165,7 +167,9 @@ async def test_it_knows_its_context(engine):
 
 
 @pytest.mark.parametrize("kind", ["echo", REAL])
-async def test_a_closed_engine_says_so_and_closing_twice_is_fine(kind, request):
+async def test_a_closed_engine_says_so_and_closing_twice_is_fine(kind, request, monkeypatch):
+    place = tempfile.mkdtemp()  # the name of a socket may not be long
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", place)
     if kind == "echo":
         engine = EchoEngine("closing")
     else:
@@ -179,6 +183,7 @@ async def test_a_closed_engine_says_so_and_closing_twice_is_fine(kind, request):
         )
         engine = await loader.start(model, await loader.locate(model))
 
+    os.rmdir(place)  # nothing is in it
     await engine.close()
     await engine.close()
 

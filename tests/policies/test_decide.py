@@ -154,11 +154,10 @@ def test_a_model_that_a_rule_prefers_and_nobody_configured_is_skipped():
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        ({"prompt_tokens": 2500}, "coder"),  # medium has the same context and comes later
-        ({"prompt_tokens": 5500}, "large"),
+        ({"prompt_tokens": 2490}, "coder"),  # medium has the same context and comes later
+        ({"prompt_tokens": 5300}, "large"),
         ({"images": 1}, "large"),
         ({"tools": 1}, "coder"),
-        ({"output_tokens": 3000}, "coder"),
     ],
     ids=named,
 )
@@ -227,10 +226,10 @@ def test_any_other_state_does_not_matter(state):
 @pytest.mark.parametrize(
     ("prompt_tokens", "expected"),
     [
-        (713, "small"),  # two fifths more is 998.2, and at least one token for the answer
-        (714, "large"),  # two fifths more is 999.6: small may be too short
-        (1248, "large"),  # a fifth less is 998.4: small could still do it
-        (1249, "large"),
+        (535, "small"),  # two fifths more is 749, and 250 for the answer
+        (536, "large"),  # two fifths more is 750.4: small may be too short
+        (1249, "large"),  # a fifth less is 999.2: small could still do it
+        (1250, "large"),
     ],
 )
 def test_a_context_that_may_be_too_short_is_taken_after_one_that_is_surely_enough(
@@ -241,28 +240,55 @@ def test_a_context_that_may_be_too_short_is_taken_after_one_that_is_surely_enoug
     decision = decide(task(prompt_tokens=prompt_tokens), candidates, routing())
 
     assert decision.model == expected
-    assert bool(decision.excluded) == (prompt_tokens > 1248)
+    assert bool(decision.excluded) == (prompt_tokens > 1249)
 
 
 def test_a_context_that_may_be_too_short_is_used_when_nothing_better_is_left():
-    assert decide(task(prompt_tokens=1248), [model("small", 1000)], routing()).reason == (
+    assert decide(task(prompt_tokens=1249), [model("small", 1000)], routing()).reason == (
         "no rule applies: the default although it may have too short a context: "
         "nothing better is left"
     )
-    assert refusal_of(task(prompt_tokens=1249), [model("small", 1000)]).code == (
+    assert refusal_of(task(prompt_tokens=1250), [model("small", 1000)]).code == (
         "context_length_exceeded"
     )
 
 
-def test_what_the_client_asked_for_counts_as_it_is():
-    candidates = [model("small", 1000), model("large", 8000)]
+@pytest.mark.parametrize(
+    ("prompt_tokens", "output_tokens", "expected"),
+    [
+        (100, 10**9, "small"),  # an upper bound, which chat apps set far above what they get
+        (1000, 0, "small"),  # 1400 and 512 for the answer are within 2048
+        (1098, 0, "large"),  # 1537.2 and 512 are not
+        (1098, 510, "small"),  # who asks for less gets by with less
+        (1098, 511, "large"),
+        (1098, 10**9, "large"),
+    ],
+)
+def test_a_context_that_is_enough_has_room_for_an_answer(prompt_tokens, output_tokens, expected):
+    candidates = [model("small", 2048), model("large", 8000)]
+    asked = task(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
 
-    def chosen(output_tokens):
-        asked = task(prompt_tokens=100, output_tokens=output_tokens)
-        return decide(asked, candidates, routing()).model
+    assert decide(asked, candidates, routing()).model == expected
 
-    assert chosen(860) == "small"  # with two fifths more than 100 exactly 1000
-    assert chosen(861) == "large"
+
+@pytest.mark.parametrize(("prompt_tokens", "expected"), [(53, "small"), (54, "large")])
+def test_in_a_small_context_a_quarter_is_room_enough(prompt_tokens, expected):
+    candidates = [model("small", 100), model("large", 8000)]
+
+    assert decide(task(prompt_tokens=prompt_tokens), candidates, routing()).model == expected
+
+
+def test_a_named_model_refuses_what_is_many_times_its_context():
+    assert unable(task(prompt_tokens=8 * SMALL.max_model_len), SMALL) is None
+
+    refusal = unable(task(prompt_tokens=8 * SMALL.max_model_len + 1), SMALL)
+
+    assert refusal is not None
+    assert refusal.code == "context_length_exceeded"
+    assert refusal.message.startswith(
+        f"This model's maximum context length is {SMALL.max_model_len} tokens. However, the prompt "
+        "is about "
+    )
 
 
 def test_to_be_perhaps_too_short_is_better_than_to_have_failed():
@@ -425,8 +451,7 @@ def test_a_prompt_past_every_context_is_refused_with_both_numbers():
     assert refusal.message == (
         "This model's maximum context length is 8000 tokens "
         "(`large`, the largest model that could answer). "
-        "You asked for about 12000 tokens in the prompt and 500 in the answer. "
-        "Shorten the prompt or ask for fewer tokens."
+        "However, the prompt is about 12000 tokens. Shorten it."
     )
     assert (refusal.code, refusal.param) == ("context_length_exceeded", "messages")
 
@@ -477,7 +502,8 @@ def test_a_named_model_without_the_skills_refuses(facts, named, problem, param):
         ({}, SMALL),
         ({"images": 1}, LARGE),
         ({"tools": 1}, CODER),
-        ({"prompt_tokens": 10**9, "output_tokens": 10**9}, SMALL),  # its engine counts exactly
+        ({"prompt_tokens": 2 * SMALL.max_model_len}, SMALL),  # its engine counts exactly
+        ({"output_tokens": 10**9}, SMALL),
         ({}, model("small", state="failed")),
     ],
     ids=named,
@@ -573,7 +599,7 @@ routings = st.builds(
 
 
 def is_capable(asked, candidate):
-    least = asked.prompt_tokens * (1 - FEWER) + max(asked.output_tokens, 1)
+    least = asked.prompt_tokens * (1 - FEWER) + 1
     return (
         (candidate.vision or not asked.images)
         and (candidate.tools or not asked.tools)

@@ -431,6 +431,9 @@ class Gated:
     async def locate(self, model):
         return None
 
+    def check(self, model, endpoint, body):
+        pass
+
     def footprint_bytes(self, model, directory):
         return 0
 

@@ -23,6 +23,9 @@ class SlowEcho:
     async def locate(self, model):
         return None
 
+    def check(self, model, endpoint, body):
+        pass
+
     def footprint_bytes(self, model, directory):
         return 0
 

@@ -213,15 +213,17 @@ def test_a_plain_completion_is_one_turn_of_the_user():
         ),
         (
             with_field(b'"max_tokens": 9007199254740992'),
-            "invalid_value",
+            "integer_above_max_value",
             "max_tokens",
-            "max_tokens must be at most 9007199254740991.",
+            "Invalid 'max_tokens': integer above maximum value. "
+            "Expected a value <= 9007199254740991.",
         ),
         (
             with_field(b'"max_tokens": 5, "max_completion_tokens": 1' + b"0" * 400),
-            "invalid_value",
+            "integer_above_max_value",
             "max_completion_tokens",
-            "max_completion_tokens must be at most 9007199254740991.",
+            "Invalid 'max_completion_tokens': integer above maximum value. "
+            "Expected a value <= 9007199254740991.",
         ),
     ],
     ids=lambda value: value[-50:].decode("latin1") if isinstance(value, bytes) else "",
@@ -280,9 +282,10 @@ def test_what_is_wrong_with_a_chat_is_said_exactly(body, code, param, message):
         ),
         (
             b'{"model": "auto", "prompt": "a", "max_tokens": 1%s}' % (b"0" * 400),
-            "invalid_value",
+            "integer_above_max_value",
             "max_tokens",
-            "max_tokens must be at most 9007199254740991.",
+            "Invalid 'max_tokens': integer above maximum value. "
+            "Expected a value <= 9007199254740991.",
         ),
         (
             b'{"model": "auto", "prompt": "\xff"}',
@@ -397,12 +400,10 @@ def test_a_call_is_no_evidence_of_code():
     [
         ({}, 0),
         ({"max_tokens": None}, 0),
-        ({"max_tokens": 0}, 0),
         ({"max_tokens": 7}, 7),
         ({"max_completion_tokens": 8}, 8),
         ({"max_tokens": 7, "max_completion_tokens": 8}, 8),  # the newer name counts
         ({"max_tokens": 7, "max_completion_tokens": None}, 7),
-        ({"max_tokens": -1}, 0),  # for the engine to refuse
         ({"max_tokens": 2**53 - 1}, 2**53 - 1),
     ],
     ids=str,
@@ -419,8 +420,76 @@ def test_a_stream_is_only_what_asks_for_one(stream, expected):
 def test_fields_that_routing_does_not_read_are_left_to_the_engine():
     message = {**HOLA, "name": 5, "tool_call_id": []}
 
-    assert chat(message, temperature="hot", seed="x", max_tokens=7, stop=5) == chat(max_tokens=7)
+    assert chat(message, response_format=5, ignore_eos="x", max_tokens=7) == chat(max_tokens=7)
     assert completion("a", suffix=5, echo="x") == completion("a")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code", "expected"),
+    [
+        ("temperature", 200, "decimal_above_max_value", "a value <= 2"),
+        ("temperature", -0.1, "decimal_below_min_value", "a value >= 0"),
+        ("top_p", 1.5, "decimal_above_max_value", "a value <= 1"),
+        ("n", 129, "integer_above_max_value", "a value <= 128"),
+        ("n", 0, "integer_below_min_value", "a value >= 1"),
+        ("max_tokens", 0, "integer_below_min_value", "a value >= 1"),
+        ("top_k", 10**30, "integer_above_max_value", "a value <= 2147483647"),
+        ("seed", 2**64, "integer_above_max_value", "a value <= 9223372036854775807"),
+        ("presence_penalty", 3, "decimal_above_max_value", "a value <= 2"),
+        ("top_logprobs", 21, "integer_above_max_value", "a value <= 20"),
+        ("logit_bias", {"429": 101}, "decimal_above_max_value", "a value <= 100"),
+        ("stop", ["a"] * 5, "array_above_max_length", "at most 4 entries"),
+        ("messages", [HOLA] * 2049, "array_above_max_length", "at most 2048 entries"),
+        ("tools", [{}] * 2049, "array_above_max_length", "at most 2048 entries"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_is_out_of_bounds_is_refused_with_the_bound_but_without_the_value(
+    field, value, code, expected
+):
+    with pytest.raises(ApiError) as caught:
+        chat(**{field: value})
+
+    error = caught.value
+    assert (error.code, error.param) == (code, field)
+    assert error.message.startswith(f"Invalid '{field}': ")
+    assert error.message.endswith(f"Expected {expected}.")
+    assert "429" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("counts", "param"), [([2049], "messages[0].content"), ([1024, 1025], "messages")]
+)
+def test_a_conversation_has_no_more_parts_than_messages(counts, param):
+    part = {"type": "text", "text": ""}
+
+    with pytest.raises(ApiError) as caught:
+        chat(*({"role": "user", "content": [part] * count} for count in counts))
+
+    assert (caught.value.code, caught.value.param) == ("array_above_max_length", param)
+
+
+def test_a_completion_has_at_most_128_prompts_and_any_number_of_token_ids():
+    assert completion(["a"] * 128).turns
+    assert completion([5] * 5000).turns
+    for prompts in (["a"] * 129, [[5]] * 129):
+        with pytest.raises(ApiError) as caught:
+            completion(prompts)
+        assert (caught.value.code, caught.value.param) == ("array_above_max_length", "prompt")
+
+
+def test_a_completion_may_ask_for_no_token_at_all():
+    assert completion("a", max_tokens=0).output_tokens == 0
+
+
+@pytest.mark.parametrize("key", ["x", "-1", "1.5", "٣", "1" * 10])
+def test_a_logit_bias_is_for_token_ids(key):
+    with pytest.raises(ApiError) as caught:
+        chat(logit_bias={key: 1})
+
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "logit_bias")
+    assert f"'{key}'" not in caught.value.message
+    assert chat(logit_bias={"50256": -100}).turns
 
 
 def test_who_asks_how_urgent_it_is_and_until_when():
@@ -437,10 +506,10 @@ def test_who_asks_how_urgent_it_is_and_until_when():
         ("user", 5, "invalid_type"),
         ("priority", "high", "invalid_type"),
         ("priority", 1.5, "invalid_type"),
-        ("priority", 1_000_001, "invalid_value"),
-        ("priority", -1_000_001, "invalid_value"),
-        ("deadline_ms", 0, "invalid_value"),
-        ("deadline_ms", -1, "invalid_value"),
+        ("priority", 1_000_001, "integer_above_max_value"),
+        ("priority", -1_000_001, "integer_below_min_value"),
+        ("deadline_ms", 0, "decimal_below_min_value"),
+        ("deadline_ms", -1, "decimal_below_min_value"),
         ("deadline_ms", "soon", "invalid_type"),
     ],
 )
