@@ -287,11 +287,7 @@ async def _serve(
     dispatcher, shutdown = service.dispatcher, service.shutdown
     record = dispatcher.record(endpoint)
     resources: contextlib.AsyncExitStack = request.scope[_RESOURCES]  # type: ignore[literal-required]
-
-    def close_unless_closed() -> None:
-        record.close("shutting_down" if shutdown.over else "left by the client")
-
-    resources.callback(close_unless_closed)
+    resources.callback(record.close, "left by the client")  # unless it was closed before
     try:
         resources.enter_context(shutdown.admit())
         async with shutdown.limit():
