@@ -118,7 +118,9 @@ class Dispatcher:
         if request.stream:
             await asyncio.wait({work}, timeout=QUIET_S)
             if not work.done():
-                return self._stream(record, self._company(ticket, work), resources)
+                company = self._company(ticket, work)
+                resources.push_async_callback(company.aclose)
+                return self._stream(record, company, resources)
         reply = await work
         return reply if isinstance(reply, Answer) else self._stream(record, reply, resources)
 
@@ -138,7 +140,9 @@ class Dispatcher:
             if isinstance(reply, Answer):
                 return reply
             held.push_async_callback(reply.events.aclose)
-            return _after(await anext(reply.events), reply.events)
+            events = _after(await anext(reply.events), reply.events)
+            held.push_async_callback(events.aclose)
+            return events
         except Refused as refused:
             raise _with_both_numbers(refused, request, task, engine.max_model_len) from None
 
@@ -160,7 +164,6 @@ class Dispatcher:
         events: AsyncGenerator[bytes, None],
         resources: contextlib.AsyncExitStack,
     ) -> Stream:
-        resources.push_async_callback(events.aclose)
         guarded = self._guarded(record, events)
         resources.push_async_callback(guarded.aclose)
         return Stream(guarded)

@@ -1,9 +1,15 @@
-"""Every way a client can leave gives the slot back and stops the engine, over real connections."""
+"""Every way a client can leave gives the slot back and stops the engine, over real connections.
+
+Python closes a generator that nobody refers to any more, which would give everything back too, some
+time. Here it closes none of ours: what a request holds must be given back by those who took it.
+"""
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
+import sys
 
 import pytest
 import uvicorn
@@ -41,11 +47,16 @@ async def served(make_service):
     """A service on a real port: (service, loader, port)."""
     loader = SlowEcho()
     service = make_service(loader)
+    inner = create_app(service)
+    left_open = []
+
+    async def app(scope, receive, send):
+        sys.set_asyncgen_hooks(finalizer=left_open.append)  # until the event loop pauses
+        await inner(scope, receive, send)
+
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(service), log_config=None, lifespan="on", access_log=False)
-    )
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", access_log=False))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.005)
@@ -53,6 +64,13 @@ async def served(make_service):
     server.should_exit = True
     await serving
     listener.close()
+    gc.collect()
+    ours = ("router.", "engines.")
+    assert [each for each in left_open if module_of(each).startswith(ours)] == []
+
+
+def module_of(generator):
+    return generator.ag_frame.f_globals["__name__"]
 
 
 def request(words=2000, stream=True, model="gemma3_multimodal", length=None):
