@@ -42,16 +42,26 @@ class SlowEcho:
         return engine
 
 
+def close_none_by_itself(left_open):
+    """Note unclosed generators in `left_open` instead, until the event loop pauses."""
+    sys.set_asyncgen_hooks(finalizer=left_open.append)
+
+
+def none_of_ours_is_in(left_open):
+    gc.collect()
+    modules = [generator.ag_frame.f_globals["__name__"] for generator in left_open]
+    assert [name for name in modules if name.startswith(("router.", "engines."))] == []
+
+
 @pytest.fixture
 async def served(make_service):
     """A service on a real port: (service, loader, port)."""
     loader = SlowEcho()
     service = make_service(loader)
-    inner = create_app(service)
-    left_open = []
+    inner, left_open = create_app(service), []
 
     async def app(scope, receive, send):
-        sys.set_asyncgen_hooks(finalizer=left_open.append)  # until the event loop pauses
+        close_none_by_itself(left_open)
         await inner(scope, receive, send)
 
     listener = socket.socket()
@@ -64,13 +74,7 @@ async def served(make_service):
     server.should_exit = True
     await serving
     listener.close()
-    gc.collect()
-    ours = ("router.", "engines.")
-    assert [each for each in left_open if module_of(each).startswith(ours)] == []
-
-
-def module_of(generator):
-    return generator.ag_frame.f_globals["__name__"]
+    none_of_ours_is_in(left_open)
 
 
 def request(words=2000, stream=True, model="gemma3_multimodal", length=None):
@@ -213,3 +217,46 @@ async def test_a_client_that_stays_gets_everything_meanwhile(served):
     assert text.count(b"palabra") == 20
     writer.close()
     await all_given_back(service, loader)
+
+
+@pytest.mark.parametrize("moment", ["answering", "loading", "answering after a load"])
+async def test_while_the_server_is_inside_send(make_service, moment):
+    """The framework then drops the generator where it stands; see `router.app._give_back`."""
+    loader = SlowEcho()
+    service = make_service(loader)
+    if moment != "answering":
+        loader.gate.clear()
+    left_open = []
+    close_none_by_itself(left_open)
+    left = asyncio.Event()
+    messages = [{"type": "http.request", "body": request(words=50).partition(b"\r\n\r\n")[2]}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        event = message.get("body", b"")
+        if event.startswith(b": loading") and moment != "loading":
+            loader.gate.set()
+        elif event:
+            left.set()
+            await asyncio.sleep(10)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [],
+    }
+    await create_app(service)(scope, receive, send)
+
+    assert left.is_set()
+    assert held(service) == 0
+    assert all(engine.running == 0 for engine in loader.engines)
+    loader.gate.set()
+    await service.pool.close()
+    none_of_ours_is_in(left_open)
