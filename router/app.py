@@ -11,7 +11,7 @@ from litestar import Litestar, MediaType, Request, Response, get, post
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import MutableScopeHeaders
 from litestar.exceptions import InternalServerException
-from litestar.openapi import OpenAPIConfig
+from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import Parameter
 from litestar.response import Stream as StreamResponse
 from litestar.types import (
@@ -186,7 +186,8 @@ def create_app(service: Service) -> Litestar:
     @get(
         "/health/ready",
         operation_class=PlainOperation,
-        summary="Ready: it can answer; 503 and the reasons until then",
+        summary="Ready: it can answer",
+        responses={503: ResponseSpec(dict[str, Any], False, "It cannot; `reasons` says why")},
     )
     async def ready() -> Response[dict[str, Any]]:
         report = readiness(service.pool, shutdown)
@@ -249,6 +250,7 @@ def create_app(service: Service) -> Litestar:
             description="One OpenAI-compatible endpoint that routes each request to the right "
             "local model.",
             render_plugins=[Page()],
+            use_handler_docstrings=True,
             openapi_router=page_router("/docs"),
         ),
         logging_config=None,

@@ -86,7 +86,9 @@ CODES: dict[str, Code] = {
         504, _SERVER, "The request's own `deadline_ms` passed before it could begin."
     ),
     "internal_error": Code(
-        500, _SERVER, "A mistake of the service; its log has the details under the decision id."
+        500,
+        _SERVER,
+        "A mistake of the service; its log has the details under the id in `x-request-id`.",
     ),
     "engine_failed": Code(
         503, _SERVER, "The model's engine broke while it ran. Try again: it is restarted."

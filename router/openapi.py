@@ -86,7 +86,7 @@ class _Operation(Operation):
         for name in self.codes:
             by_status.setdefault(str(CODES[name].status), []).append(f"`{name}`")
         self.responses = {
-            **{status: answer for status, answer in found.items() if status == "200"},
+            **{status: answer for status, answer in found.items() if status != "400"},
             **{
                 status: OpenAPIResponse(
                     description=", ".join(names),
@@ -214,16 +214,18 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         (each["name"], each["in"], each["schema"], each["required"], each.get("description", ""))
         for each in operation.get("parameters", [])
     ]
+    description = operation.get("description", "")
     for content in operation.get("requestBody", {}).get("content", {}).values():
         body = content["schema"]
+        description += f" The body: {body['description']}"
         fields += [
             (name, "body", field, name in body["required"], field.get("description", ""))
             for name, field in body["properties"].items()
         ]
     rows = "".join(
         f"<tr><td>{_text(f'`{name}`')}<td>{where}<td>{_type(schema)}"
-        f"<td>{'needed' if required else ''}<td>{_text(description)}"
-        for name, where, schema, required, description in fields
+        f"<td>{'needed' if required else ''}<td>{_text(meaning)}"
+        for name, where, schema, required, meaning in fields
     )
     answers = "".join(
         f"<li>{status}: {_text(response['description'])}"
@@ -231,7 +233,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     )
     return f"""
 <h2><code>{method.upper()} {escape(path)}</code></h2>
-<p>{_text(operation["summary"])}. {_text(operation.get("description", ""))}
+<p>{_text(operation["summary"])}. {_text(description)}
 {f"<table><tr><th>name<th>in<th>type<th><th>meaning{rows}</table>" if rows else ""}
 <ul>{answers}</ul>
 """

@@ -6,6 +6,7 @@ import json
 import re
 
 import httpx
+import msgspec
 import pytest
 
 from config import (
@@ -328,6 +329,12 @@ async def test_pages_of_other_origins_may_use_it_only_if_they_are_named(make_ser
     assert "access-control-allow-origin" not in unnamed.headers
 
 
+@pytest.mark.parametrize("origin", ["chat.example.com", "https://chat.example.com/", "null", ""])
+def test_what_is_not_an_origin_is_refused_in_the_configuration(origin):
+    with pytest.raises(msgspec.ValidationError, match="cors_origins"):
+        msgspec.convert({"cors_origins": [origin]}, ServerSettings)
+
+
 async def test_a_body_that_does_not_arrive_in_time_is_a_408(make_service, monkeypatch):
     monkeypatch.setattr(app, "BODY_S", 0.02)
     service = make_service()
@@ -510,6 +517,8 @@ async def test_the_openapi_page_describes_every_endpoint(client):
     chat = schema["paths"]["/v1/chat/completions"]["post"]
     assert "requestBody" in chat
     assert "`queue_full`" in chat["responses"]["429"]["description"]
+    assert set(schema["paths"]["/v1/models/{model}"]["get"]["responses"]) == {"200", "404", "500"}
+    assert "`reasons`" in schema["paths"]["/health/ready"]["get"]["responses"]["503"]["description"]
 
 
 async def test_the_page_needs_nothing_but_itself(client):
@@ -524,6 +533,7 @@ async def test_the_page_needs_nothing_but_itself(client):
     for code in CODES:
         assert f"<code>{code}</code>" in response.text
     assert "<td><code>messages</code><td>body<td>array<td>needed" in response.text
+    assert "other models may have to leave for it" in response.text
 
 
 async def test_the_root_points_to_the_rest(client):
