@@ -20,6 +20,15 @@ ModelName = Annotated[
 ]
 
 
+Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|https?://[^/\s]+)$",
+        description="`*` or an origin: http:// or https://, a host, a port if need be, no path",
+    ),
+]
+
+
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP end of the service."""
 
@@ -36,9 +45,17 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(
             ge=0,
             le=3600,
-            description="On SIGTERM, seconds that running requests get to finish.",
+            description="On SIGTERM or Ctrl-C, seconds that requests get to finish, also those "
+            "that still wait; then they end with `shutting_down`. 0: at once.",
         ),
     ] = 30
+    cors_origins: Annotated[
+        list[Origin],
+        Meta(
+            description="Origins whose pages may use this service from a browser, for example "
+            "`https://chat.example.com`; `*` in one stands for anything. Leave out for none."
+        ),
+    ] = []
 
 
 class CapabilitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,16 +4,26 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, get, post
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import MutableScopeHeaders
 from litestar.exceptions import InternalServerException
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import ScalarRenderPlugin
+from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import Parameter
 from litestar.response import Stream as StreamResponse
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import (
+    ASGIApp,
+    LifeSpanReceive,
+    LifeSpanScope,
+    LifeSpanSend,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 
 from config import Settings
 from engines.pool import Pool
@@ -21,11 +31,27 @@ from engines.protocol import Answer
 from router import VERSION, errors
 from router.catalogue import Catalogue
 from router.dispatch import Dispatcher, Record
-from router.openapi import ChatOperation, CompletionOperation
+from router.errors import ApiError
+from router.openapi import (
+    ChatOperation,
+    CompletionOperation,
+    LoadOperation,
+    ModelOperation,
+    Page,
+    PlainOperation,
+    page_router,
+)
+from router.shutdown import Shutdown
 from router.system import describe_system
 from router.words import Endpoint
 
+BODY_S = 60.0
+"""Longest that the body of a request may take to arrive, in seconds."""
+
 _RESOURCES = "axion_resources"
+
+_OURS = ("x-request-id", "x-axion-decision", "x-axion-model", "x-axion-reason", "retry-after")
+"""Headers that a page of another origin may read (CORS)."""
 
 T = TypeVar("T")
 
@@ -48,10 +74,27 @@ class Service(msgspec.Struct, frozen=True):
     pool: Pool
     catalogue: Catalogue
     dispatcher: Dispatcher
+    shutdown: Shutdown
+
+
+class _App(Litestar):
+    """Litestar, which also answers HEAD where it answers GET."""
+
+    async def __call__(
+        self,
+        scope: Scope | LifeSpanScope,
+        receive: Receive | LifeSpanReceive,
+        send: Send | LifeSpanSend,
+    ) -> None:
+        if scope.get("method") == "HEAD":
+            # In a copy: the server still sees HEAD, and sends the headers only.
+            scope = cast("Scope", {**scope, "method": "GET"})
+        await super().__call__(scope, receive, send)
 
 
 def create_app(service: Service) -> Litestar:
     """Return the ASGI application. Starting it begins the preloads; stopping it ends the pool."""
+    shutdown = service.shutdown
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
@@ -71,7 +114,7 @@ def create_app(service: Service) -> Litestar:
     )
     async def chat_completions(request: Request[Any, Any, Any]) -> Response[Any]:
         """Answer a conversation; `model: "auto"` chooses the model."""
-        return await _serve(service.dispatcher, "chat", request)
+        return await _serve(service, "chat", request)
 
     @post(
         "/v1/completions",
@@ -81,14 +124,18 @@ def create_app(service: Service) -> Litestar:
     )
     async def completions(request: Request[Any, Any, Any]) -> Response[Any]:
         """Continue a text; `model: "auto"` chooses the model."""
-        return await _serve(service.dispatcher, "completions", request)
+        return await _serve(service, "completions", request)
 
-    @get("/v1/models", summary="All models, with state and capabilities")
+    @get(
+        "/v1/models",
+        operation_class=PlainOperation,
+        summary="All models, with state and capabilities",
+    )
     async def models() -> dict[str, Any]:
         entries = service.catalogue.entries(service.pool.snapshots())
         return {"object": "list", "data": entries}
 
-    @get("/v1/models/{model:str}", summary="One model")
+    @get("/v1/models/{model:str}", operation_class=ModelOperation, summary="One model")
     async def model(
         model: Annotated[str, Parameter(description="A model's name, an alias, or `auto`.")],
     ) -> dict[str, Any]:
@@ -100,34 +147,57 @@ def create_app(service: Service) -> Litestar:
     ) -> dict[str, Any]:
         return _one_model(service, f"{model}/{rest}")  # an alias such as `openai/gpt-4o`
 
-    @post("/v1/models/{model:str}/load", status_code=200, summary="Load a model into memory")
+    @post(
+        "/v1/models/{model:str}/load",
+        status_code=200,
+        operation_class=LoadOperation,
+        summary="Load a model into memory",
+    )
     async def load(
         model: Annotated[str, Parameter(description="A model's name, or an alias of one.")],
     ) -> dict[str, Any]:
         """Answer once it is loaded; other models may have to leave for it."""
         name = service.catalogue.one(model)
-        await service.pool.load(name)
+        with shutdown.admit():
+            async with shutdown.limit():
+                await service.pool.load(name)
         return service.catalogue.entry(name, service.pool.snapshots())
 
-    @post("/v1/models/{model:str}/unload", status_code=200, summary="Take a model out of memory")
+    @post(
+        "/v1/models/{model:str}/unload",
+        status_code=200,
+        operation_class=LoadOperation,
+        summary="Take a model out of memory",
+    )
     async def unload(
         model: Annotated[str, Parameter(description="A model's name, or an alias of one.")],
     ) -> dict[str, Any]:
         """Answer once its memory is free; its running requests end first."""
         name = service.catalogue.one(model)
-        await service.pool.unload(name)
+        with shutdown.admit():
+            async with shutdown.limit():
+                await service.pool.unload(name)
         return service.catalogue.entry(name, service.pool.snapshots())
 
-    @get("/health", summary="Live: the service runs")
+    @get("/health", operation_class=PlainOperation, summary="Live: the service runs")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @get("/health/ready", summary="Ready: the service can answer; 503 and the reasons until then")
+    @get(
+        "/health/ready",
+        operation_class=PlainOperation,
+        summary="Ready: it can answer",
+        responses={503: ResponseSpec(dict[str, Any], False, "It cannot; `reasons` says why")},
+    )
     async def ready() -> Response[dict[str, Any]]:
-        report = readiness(service.settings, service.pool)
+        report = readiness(service.pool, shutdown)
         return Response(report, status_code=503 if report["reasons"] else 200)
 
-    @get("/v1/system", summary="The machine and its engines: processor, memory, states")
+    @get(
+        "/v1/system",
+        operation_class=PlainOperation,
+        summary="The machine and its engines: processor, memory, states",
+    )
     async def system() -> dict[str, Any]:
         snapshots = service.pool.snapshots()  # here: the pool belongs to the event loop
         return await asyncio.to_thread(
@@ -144,7 +214,17 @@ def create_app(service: Service) -> Litestar:
             "health": "/health/ready",
         }
 
-    return Litestar(
+    async def finish_headers(message: Message, _: Scope) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableScopeHeaders.from_message(message)
+            headers.setdefault("x-request-id", errors.new_id())
+            if "GET" in headers.get("allow", ""):
+                headers["allow"] += ", HEAD"
+            if shutdown.begun or message["status"] == errors.CODES["request_timeout"].status:
+                headers["connection"] = "close"  # nothing good comes on this one
+
+    origins = service.settings.server.cors_origins
+    return _App(
         [
             chat_completions,
             completions,
@@ -160,6 +240,8 @@ def create_app(service: Service) -> Litestar:
         ],
         lifespan=[lifespan],
         middleware=[_give_back],
+        before_send=[finish_headers],
+        cors_config=CORSConfig(origins, expose_headers=[*_OURS]) if origins else None,
         exception_handlers={Exception: errors.respond},
         request_max_body_size=int(service.settings.server.max_body_mb * 1_000_000),
         openapi_config=OpenAPIConfig(
@@ -167,8 +249,9 @@ def create_app(service: Service) -> Litestar:
             version=VERSION,
             description="One OpenAI-compatible endpoint that routes each request to the right "
             "local model.",
-            path="/docs",
-            render_plugins=[ScalarRenderPlugin()],
+            render_plugins=[Page()],
+            use_handler_docstrings=True,
+            openapi_router=page_router("/docs"),
         ),
         logging_config=None,
     )
@@ -179,20 +262,18 @@ def _one_model(service: Service, name: str) -> dict[str, Any]:
     return service.catalogue.entry(target, service.pool.snapshots())
 
 
-def readiness(settings: Settings, pool: Pool) -> dict[str, Any]:
+def readiness(pool: Pool, shutdown: Shutdown) -> dict[str, Any]:
     """Return whether the service can answer, why not, and which models are broken.
 
-    It can when every preload has been tried and the default model is sound: another model that
-    failed makes it "degraded", for `auto` still has an answer.
+    It can when every preload has been tried and one model is sound, for every model can answer a
+    plain request for `auto`; one that failed makes it "degraded".
     """
     statuses = pool.snapshots()
-    reasons = [f"{name} is loading" for name in pool.to_preload]
-    reasons += [
-        f"{status.model}, the default, failed: {status.failure}"
-        for status in statuses
-        if status.state == "failed" and status.model == settings.routing.default
-    ]
     failures = {status.model: status.failure for status in statuses if status.state == "failed"}
+    reasons = ["the service is stopping"] if shutdown.begun else []
+    reasons += [f"{name} is loading" for name in pool.to_preload]
+    if len(failures) == len(statuses):
+        reasons += [f"{model} failed: {failure}" for model, failure in failures.items()]
     return {
         "status": "not ready" if reasons else "degraded" if failures else "ready",
         "reasons": reasons,
@@ -202,19 +283,19 @@ def readiness(settings: Settings, pool: Pool) -> dict[str, Any]:
 
 
 async def _serve(
-    dispatcher: Dispatcher, endpoint: Endpoint, request: Request[Any, Any, Any]
+    service: Service, endpoint: Endpoint, request: Request[Any, Any, Any]
 ) -> Response[Any]:
     """Answer one generating request."""
+    dispatcher, shutdown = service.dispatcher, service.shutdown
     record = dispatcher.record(endpoint)
     resources: contextlib.AsyncExitStack = request.scope[_RESOURCES]  # type: ignore[literal-required]
     resources.callback(record.close, "left by the client")  # unless it was closed before
     try:
-        try:
-            body = await request.body()
-        except InternalServerException:  # Litestar's word for a client that left half-way
-            raise _ClientLeft from None
-        work = dispatcher.dispatch(record, body, _caller(request), resources)
-        reply = await _unless_client_leaves(request.receive, work)
+        resources.enter_context(shutdown.admit())
+        async with shutdown.limit():
+            body = await _body(request)
+            work = dispatcher.dispatch(record, body, _caller(request), resources)
+            reply = await _unless_client_leaves(request.receive, work)
     except _ClientLeft:
         return Response(b"", status_code=499)
     except Exception as error:
@@ -231,6 +312,19 @@ async def _serve(
             "x-accel-buffering": "no",  # nginx would collect the stream otherwise
         },
     )
+
+
+async def _body(request: Request[Any, Any, Any]) -> bytes:
+    """Return the body; a client that sends it for ever holds nothing but its connection."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.body()
+    except TimeoutError:
+        raise ApiError(
+            f"The body did not arrive within {BODY_S:g} seconds. Send it again.", "request_timeout"
+        ) from None
+    except InternalServerException:  # Litestar's word for a client that left half-way
+        raise _ClientLeft from None
 
 
 def _caller(request: Request[Any, Any, Any]) -> str:

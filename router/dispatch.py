@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator
 
 from msgspec import Struct, structs
@@ -16,8 +15,9 @@ from engines.words import Ticket
 from policies import Decision, Task, Undecidable, decide, unable
 from router.catalogue import Catalogue
 from router.describe import describe
-from router.errors import ApiError, translate
+from router.errors import ApiError, new_id, translate
 from router.parse import parse
+from router.shutdown import Shutdown
 from router.words import Endpoint, Request
 
 log = logging.getLogger("axion.request")
@@ -70,15 +70,18 @@ class Record(Struct, kw_only=True):
 class Dispatcher:
     """Takes requests from bytes to replies."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, pool: Pool) -> None:
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, pool: Pool, shutdown: Shutdown
+    ) -> None:
         self._settings = settings
         self._catalogue = catalogue
         self._pool = pool
+        self._shutdown = shutdown
 
     @staticmethod
     def record(endpoint: Endpoint) -> Record:
         """Open the story of a request."""
-        return Record(id=uuid.uuid4().hex[:24], endpoint=endpoint, began=time.monotonic())
+        return Record(id=new_id(), endpoint=endpoint, began=time.monotonic())
 
     async def dispatch(
         self, record: Record, body: bytes, caller: str, resources: contextlib.AsyncExitStack
@@ -116,9 +119,11 @@ class Dispatcher:
         if request.stream:
             await asyncio.wait({work}, timeout=QUIET_S)
             if not work.done():
-                return _stream(record, self._company(story, work), resources)
+                company = self._company(story, work)
+                resources.push_async_callback(company.aclose)
+                return self._stream(record, company, resources)
         reply = await work
-        return reply if isinstance(reply, Answer) else _stream(record, reply, resources)
+        return reply if isinstance(reply, Answer) else self._stream(record, reply, resources)
 
     async def _begin(
         self, story: "_Story", held: contextlib.AsyncExitStack
@@ -133,7 +138,9 @@ class Dispatcher:
                 if isinstance(reply, Answer):
                     return reply
                 held.push_async_callback(reply.events.aclose)
-                return _after(await anext(reply.events), reply.events)
+                events = _after(await anext(reply.events), reply.events)
+                held.push_async_callback(events.aclose)
+                return events
             except Refused as refused:
                 if refused.code != "context_length_exceeded":
                     raise
@@ -171,6 +178,40 @@ class Dispatcher:
         assert not isinstance(events, Answer)  # noqa: S101 - the request says `stream`
         async for event in events:
             yield event
+
+    def _stream(
+        self,
+        record: Record,
+        events: AsyncGenerator[bytes, None],
+        resources: contextlib.AsyncExitStack,
+    ) -> Stream:
+        guarded = self._guarded(record, events)
+        resources.push_async_callback(guarded.aclose)
+        return Stream(guarded)
+
+    async def _guarded(
+        self, record: Record, events: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Pass a stream on; end it as the API promises when the engine fails or the service stops.
+
+        Never raises: after the first byte the status is gone, so a failure becomes an error event.
+        """
+        try:
+            while True:
+                async with self._shutdown.limit():
+                    event = await anext(events, None)
+                if event is None:
+                    break
+                yield event
+        except Exception as error:
+            api_error = translate(error)
+            if api_error.code == "internal_error":
+                log.exception("%s: a stream broke", record.id)
+            record.close(api_error.code)
+            yield b"data: " + api_error.envelope() + b"\n\n"
+            yield b"data: [DONE]\n\n"
+        else:
+            record.close("ok")
 
     def _decide(self, asked: str, request: Request, task: Task) -> Decision:
         statuses = self._pool.snapshots()
@@ -245,33 +286,3 @@ async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGene
     yield first
     async for event in events:
         yield event
-
-
-def _stream(
-    record: Record, events: AsyncGenerator[bytes, None], resources: contextlib.AsyncExitStack
-) -> Stream:
-    resources.push_async_callback(events.aclose)
-    guarded = _guarded(record, events)
-    resources.push_async_callback(guarded.aclose)
-    return Stream(guarded)
-
-
-async def _guarded(
-    record: Record, events: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[bytes, None]:
-    """Pass a stream on; end it as the API promises when the engine fails on the way.
-
-    Never raises: after the first byte the status is gone, so a failure becomes an error event.
-    """
-    try:
-        async for event in events:
-            yield event
-    except Exception as error:
-        api_error = translate(error)
-        if api_error.code == "internal_error":
-            log.exception("%s: a stream broke", record.id)
-        record.close(api_error.code)
-        yield b"data: " + api_error.envelope() + b"\n\n"
-        yield b"data: [DONE]\n\n"
-    else:
-        record.close("ok")

@@ -1,6 +1,7 @@
 """Every error a client can see: one table of codes, one envelope, one place that translates."""
 
 import logging
+import uuid
 from typing import Any
 
 import msgspec
@@ -68,6 +69,9 @@ CODES: dict[str, Code] = {
     ),
     "not_found": Code(404, _CLIENT, "There is no such URL. The API's page is at `/docs`."),
     "method_not_allowed": Code(405, _CLIENT, "This URL takes another method; see `Allow`."),
+    "request_timeout": Code(
+        408, _CLIENT, "The body did not arrive within 60 seconds of its headers. Send it again."
+    ),
     "request_too_large": Code(
         413, _CLIENT, "The body is larger than `server.max_body_mb` in the configuration."
     ),
@@ -87,7 +91,9 @@ CODES: dict[str, Code] = {
         504, _SERVER, "The request's own `deadline_ms` passed before it could begin."
     ),
     "internal_error": Code(
-        500, _SERVER, "A mistake of the service; its log has the details under the decision id."
+        500,
+        _SERVER,
+        "A mistake of the service; its log has the details under the id in `x-request-id`.",
     ),
     "engine_failed": Code(
         503, _SERVER, "The model's engine broke while it ran. Try again: it is restarted."
@@ -101,7 +107,12 @@ CODES: dict[str, Code] = {
     "no_memory": Code(
         503, _SERVER, "The model does not fit into `pool.memory_budget_gb` beside what is busy."
     ),
-    "shutting_down": Code(503, _SERVER, "The service is stopping. Try again in a moment."),
+    "shutting_down": Code(
+        503,
+        _SERVER,
+        "The service is stopping: it takes no new requests, and `server.shutdown_grace_s` was too "
+        "short for this one. Try again in a moment.",
+    ),
 }
 
 
@@ -178,6 +189,11 @@ def translate(error: Exception) -> ApiError:
     return ApiError("The service made a mistake; its log has the details.", "internal_error")
 
 
+def new_id() -> str:
+    """Return an id for a request; the log and the response's `x-request-id` have it."""
+    return uuid.uuid4().hex[:24]
+
+
 def render(error: ApiError, headers: dict[str, str]) -> Response[bytes]:
     """Return the response for `error`."""
     return Response(
@@ -190,8 +206,9 @@ def render(error: ApiError, headers: dict[str, str]) -> Response[bytes]:
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer an exception that no handler caught (Litestar's exception handler)."""
-    api_error = translate(error)
+    api_error, id_ = translate(error), new_id()
     if api_error.code == "internal_error":
-        log.error("%s %s: internal error", request.method, request.url.path, exc_info=error)
-    headers = (error.headers or {}) if isinstance(error, HTTPException) else {}
-    return render(api_error, {"allow": headers["allow"]} if "allow" in headers else {})
+        log.error("%s %s %s: internal error", id_, request.method, request.url.path, exc_info=error)
+    given = (error.headers or {}) if isinstance(error, HTTPException) else {}
+    allow = {"allow": given["allow"]} if "allow" in given else {}
+    return render(api_error, {"x-request-id": id_, **allow})

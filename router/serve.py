@@ -21,8 +21,12 @@ from router import tokens
 from router.app import Service, create_app
 from router.catalogue import Catalogue
 from router.dispatch import Dispatcher
+from router.shutdown import Shutdown
 
 log = logging.getLogger("axion")
+
+_FLUSH_S = 5
+"""What clients get to read the rest of their answers, once every request is over."""
 
 
 class CannotStart(Exception):
@@ -34,7 +38,9 @@ def build(settings: Settings, base: Path, loader: Loader) -> Service:
     catalogue = Catalogue(settings, base)
     budget = budget_bytes(settings.pool.memory_budget_gb)
     pool = Pool(settings.models, settings.pool, loader, budget)
-    return Service(settings, base, pool, catalogue, Dispatcher(settings, catalogue, pool))
+    shutdown = Shutdown()
+    dispatcher = Dispatcher(settings, catalogue, pool, shutdown)
+    return Service(settings, base, pool, catalogue, dispatcher, shutdown)
 
 
 def serve(settings: Settings, base: Path) -> None:
@@ -62,28 +68,41 @@ def serve(settings: Settings, base: Path) -> None:
             log_config=None,
             access_log=False,
             lifespan="on",
-            timeout_graceful_shutdown=max(1, round(settings.server.shutdown_grace_s)),
+            timeout_graceful_shutdown=_FLUSH_S,
             server_header=False,
         )
         # uvicorn raises the signal again after its clean stop; the stop was what it asked for.
         signal.signal(signal.SIGTERM, lambda *_: None)
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(config, settings).run(sockets=[listener])
+            _Server(config, service).run(sockets=[listener])
     log.info("stopped")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with a greeting once it listens."""
+    """uvicorn, with a greeting once it listens, and our own end of what runs before its own."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._settings = settings
+        self._settings = service.settings
+        self._shutdown = service.shutdown
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             sys.stdout.write(greeting(self._settings, sockets[0].getsockname()[1]))
             sys.stdout.flush()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # no new connections; those that are kept alive get an answer
+        grace_s = self._settings.server.shutdown_grace_s
+        await self._shutdown.run(grace_s, hurry=lambda: self.force_exit)
+        # uvicorn's way of hurrying is to leave without closing the engines; what is left is quick.
+        self.force_exit = False
+        if self._shutdown.running:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()  # its client does not take what it is sent
+        await super().shutdown(sockets)
 
 
 def greeting(settings: Settings, port: int) -> str:

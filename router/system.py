@@ -9,6 +9,7 @@ import psutil
 from config import ModelSettings, Settings
 from engines import cores, cpu
 from engines.memory import available_bytes
+from engines.plan import Entry, Plan, make_plan
 from engines.pool import Pool
 from engines.sources import local_directory
 from engines.words import Snapshot
@@ -27,7 +28,11 @@ def describe_system(
     models = {model.name: model for model in settings.models}
     return {
         "version": VERSION,
-        "cpu": {**msgspec.to_builtins(processor), "usable_cores": cores.usable()},
+        "cpu": {
+            **msgspec.to_builtins(processor),
+            "usable_cores": cores.usable(),
+            "kernels": msgspec.to_builtins(cpu.kernels(processor)),
+        },
         "memory": {
             "total_bytes": psutil.virtual_memory().total,
             "available_bytes": available_bytes(),
@@ -37,6 +42,33 @@ def describe_system(
             _engine(models[snapshot.model], base, snapshot, pool, processor)
             for snapshot in snapshots
         ],
+        "plan": _plan(make_plan(settings, base, budget=pool.budget_bytes)),
+    }
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    """Return who fits into the budget, and who leaves for whom."""
+    return {
+        "service_bytes": plan.service_bytes,
+        "models": [_entry(entry) for entry in plan.models],
+        "together": plan.together,
+        "problems": plan.problems,
+    }
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    """Return what one model takes; null where that is not known, as of a model that is not here."""
+    need = entry.need
+    return {
+        "model": entry.model,
+        "here": entry.here,
+        "weights_bytes": need.weights_bytes if need else None,
+        "kv_cache_bytes": need.kv_cache_bytes if need else entry.kv_cache_bytes,
+        "process_bytes": need.overhead_bytes if need else None,
+        "total_bytes": need.total_bytes if need else None,
+        "max_model_len": need.max_model_len if need else entry.max_model_len,
+        "leave": entry.leave,
+        "problem": entry.problem,
     }
 
 

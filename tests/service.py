@@ -24,10 +24,10 @@ class RunningService:
         Where it listens.
     """
 
-    def __init__(self, config: Path, log: Path):
+    def __init__(self, config: Path, log: Path, module: str = "router.cli"):
         self.log_path = log
         self._log = log.open("wb")
-        command = [sys.executable, "-m", "router.cli", "serve", "--config", config, "--port", "0"]
+        command = [sys.executable, "-m", module, "serve", "--config", config, "--port", "0"]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,

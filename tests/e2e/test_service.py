@@ -355,11 +355,11 @@ async def test_a_killed_engine_ends_its_streams_alone_and_is_replaced(service, a
     assert httpx.get(f"{service.url}/health/ready").json()["status"] == "ready"
 
 
-def small_config(tmp_path):
+def small_config(tmp_path, grace_s=300):
     """One model, so that a service of its own starts quickly."""
     config = tmp_path / "one.yaml"
     config.write_text(
-        """
+        f"""
 models:
   - name: only
     source: quickstart:smollm2-135m-instruct
@@ -367,8 +367,8 @@ models:
     kv_cache_gb: 0.1
     enforce_eager: true
     preload: true
-routing: {default: only}
-server: {shutdown_grace_s: 300}
+routing: {{default: only}}
+server: {{shutdown_grace_s: {grace_s}}}
 """
     )
     return config
@@ -401,6 +401,42 @@ def test_a_stop_lets_the_running_answer_finish_and_leaves_nothing_behind(tmp_pat
     assert status == 0, service.log()
     wait_until(lambda: not any(p.is_running() for p in descendants), 5, "no orphans")
     assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize("way", ["the grace is over", "a second Ctrl-C"])
+def test_a_stop_that_does_not_wait_ends_answers_as_the_api_promises(tmp_path, way):
+    grace_s = 0.5 if way == "the grace is over" else 300
+    service = RunningService(small_config(tmp_path, grace_s), tmp_path / "log")
+    try:
+        wait_until(lambda: is_ready(service), 90, "ready")
+        descendants = service.descendants()
+        body = {
+            "model": "only",
+            "stream": True,
+            "max_tokens": 900,
+            "ignore_eos": True,
+            "messages": [HOLA],
+        }
+        url = f"{service.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as response:
+            lines = (line for line in response.iter_lines() if line)
+            next(lines)
+            began = time.monotonic()
+            os.killpg(service.process.pid, signal.SIGINT)
+            if way == "a second Ctrl-C":
+                time.sleep(0.5)
+                os.killpg(service.process.pid, signal.SIGINT)
+            *_, error, done = lines
+        assert done == "data: [DONE]"
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert service.process.wait(30) == 0
+        assert time.monotonic() - began < 15
+    finally:
+        service.stop(signal.SIGKILL)
+
+    wait_until(lambda: not any(p.is_running() for p in descendants), 5, "no orphans")
+    assert "Traceback" not in service.log()
+    assert "-> only: shutting_down in" in service.log()
 
 
 @pytest.mark.parametrize("moment", ["ready", "loading"])

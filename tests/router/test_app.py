@@ -3,15 +3,27 @@
 import asyncio
 import contextlib
 import json
+import re
 
 import httpx
+import msgspec
 import pytest
 
-from config import ConditionSettings, ModelSettings, RoutingSettings, RuleSettings
+from config import (
+    ConditionSettings,
+    ModelSettings,
+    PoolSettings,
+    RoutingSettings,
+    RuleSettings,
+    ServerSettings,
+)
 from engines.echo import EchoEngine
 from engines.words import Ticket, Unavailable
+from router import app
 from router.app import create_app
+from router.catalogue import Catalogue
 from router.errors import CODES
+from tests.hollow import LLAMA, write_model
 
 HOLA = {"model": "auto", "messages": [{"role": "user", "content": "Hola"}]}
 
@@ -212,6 +224,12 @@ async def test_a_body_that_is_wrong_is_refused_with_the_field_at_fault(client, b
         ("GET", "/v1/chat/completions", "method_not_allowed"),
         ("DELETE", "/health", "method_not_allowed"),
         ("POST", "/v1/models", "method_not_allowed"),
+        ("PROPFIND", "/health", "method_not_allowed"),
+        ("OPTIONS", "/v1/nothing", "not_found"),
+        ("GET", "/docs/nothing", "not_found"),
+        ("GET", "/docs/nothing.json", "not_found"),
+        ("POST", "/docs", "method_not_allowed"),
+        ("GET", "/v1/models/qwen_coder/load/x", "not_found"),
     ],
 )
 async def test_a_wrong_url_or_method_gets_the_envelope_too(client, method, path, code):
@@ -222,9 +240,118 @@ async def test_a_wrong_url_or_method_gets_the_envelope_too(client, method, path,
         assert response.headers["allow"]
 
 
-async def test_a_body_past_the_limit_is_refused(make_service):
-    from config import ServerSettings
+@pytest.mark.parametrize("path", ["/health/", "//health", "/v1//models", "/v1/models/"])
+async def test_more_slashes_than_needed_do_no_harm(client, path):
+    assert (await client.get(f"http://axion{path}")).status_code == 200
 
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/v1/models", "/docs", "/"])
+async def test_head_answers_like_get_without_the_body(client, path):
+    got, head = await client.get(path), await client.head(path)
+
+    assert head.status_code == got.status_code == 200
+    assert head.headers["content-length"] == got.headers["content-length"]
+    assert head.content == b""
+
+
+async def test_options_and_a_wrong_method_tell_the_right_ones(client):
+    options = await client.options("/health")
+    wrong = await client.delete("/health")
+    head = await client.head("/v1/chat/completions")
+
+    assert options.status_code == 204
+    assert set(options.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert set(wrong.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert head.status_code == 405
+    assert set(head.headers["allow"].split(", ")) == {"POST", "OPTIONS"}
+
+
+async def test_every_response_has_an_id_of_its_own(client):
+    responses = [
+        await client.get("/health"),
+        await client.get("/v1/nothing"),
+        await client.delete("/health"),
+        await client.options("/health"),
+        await client.get("/docs"),
+        await chat(client),
+        await chat(client, model="nothing"),
+    ]
+
+    ids = {response.headers["x-request-id"] for response in responses}
+    assert len(ids) == len(responses)
+    assert all(re.fullmatch("[0-9a-f]{24}", each) for each in ids)
+
+
+async def test_the_log_has_the_id_of_a_response_whose_handler_broke(client, caplog, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Catalogue, "entries", broken)
+
+    response = await client.get("/v1/models")
+
+    assert error_of(response)["code"] == "internal_error"
+    assert f"{response.headers['x-request-id']} GET /v1/models: internal error" in caplog.text
+
+
+@contextlib.asynccontextmanager
+async def client_of(service):
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        yield client
+
+
+async def test_pages_of_other_origins_may_use_it_only_if_they_are_named(make_service):
+    page = "https://chat.example.com"
+    ask = {
+        "origin": page,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type, x-stainless-os",
+    }
+    named = make_service(server=ServerSettings(cors_origins=[page]))
+    async with client_of(named) as client:
+        preflight = await client.options("/v1/chat/completions", headers=ask)
+        answers = [
+            await client.post("/v1/chat/completions", json=HOLA, headers={"origin": page}),
+            await client.get("/v1/nothing", headers={"origin": page}),
+        ]
+        other = await client.get("/v1/models", headers={"origin": "https://evil.example.com"})
+    async with client_of(make_service()) as client:
+        unnamed = await client.get("/v1/models", headers={"origin": page})
+
+    assert preflight.status_code == 204
+    assert preflight.headers["access-control-allow-origin"] == page
+    assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == page
+        assert "x-axion-model" in answer.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in other.headers
+    assert "access-control-allow-origin" not in unnamed.headers
+
+
+@pytest.mark.parametrize("origin", ["chat.example.com", "https://chat.example.com/", "null", ""])
+def test_what_is_not_an_origin_is_refused_in_the_configuration(origin):
+    with pytest.raises(msgspec.ValidationError, match="cors_origins"):
+        msgspec.convert({"cors_origins": [origin]}, ServerSettings)
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_a_408(make_service, monkeypatch):
+    monkeypatch.setattr(app, "BODY_S", 0.02)
+    service = make_service()
+
+    async def for_ever():
+        yield b"{"
+        await asyncio.sleep(60)
+
+    async with client_of(service) as client:
+        response = await client.post("/v1/chat/completions", content=for_ever())
+
+    assert error_of(response)["code"] == "request_timeout"
+    assert response.headers["connection"] == "close"
+    assert service.shutdown.running == 0
+
+
+async def test_a_body_past_the_limit_is_refused(make_service):
     service = make_service(server=ServerSettings(max_body_mb=0.001))
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
@@ -297,10 +424,23 @@ async def test_health_is_live_and_ready_tells_which_models_are_broken(client):
     assert response.json()["status"] == "degraded"
     assert response.json()["failures"] == {"qwen_coder": "its process ended"}
 
-    engine_of("phi4_fast").break_down("its process ended")
+    engine_of("phi4_fast").break_down("its process ended")  # the default: others answer for it
     response = await client.get("/health/ready")
+    assert response.status_code == 200
+    assert response.json()["status"] == "degraded"
+    assert (await chat(client)).status_code == 200
+
+
+async def test_not_ready_when_no_model_is_sound(client):
+    for model in ("phi4_fast", "qwen_coder", "mistral_balanced", "gemma3_multimodal"):
+        await chat(client, model=model)
+        client.service.pool.engine(model).break_down("its process ended")
+
+    response = await client.get("/health/ready")
+
     assert response.status_code == 503
-    assert response.json()["reasons"] == ["phi4_fast, the default, failed: its process ended"]
+    assert response.json()["reasons"][0] == "phi4_fast failed: its process ended"
+    assert len(response.json()["reasons"]) == 4
 
 
 async def test_not_ready_until_the_preloads_are_through(make_service):
@@ -374,8 +514,26 @@ async def test_the_openapi_page_describes_every_endpoint(client):
         "/health",
         "/health/ready",
     }
-    assert "requestBody" in schema["paths"]["/v1/chat/completions"]["post"]
-    assert (await client.get("/docs")).headers["content-type"].startswith("text/html")
+    chat = schema["paths"]["/v1/chat/completions"]["post"]
+    assert "requestBody" in chat
+    assert "`queue_full`" in chat["responses"]["429"]["description"]
+    assert set(schema["paths"]["/v1/models/{model}"]["get"]["responses"]) == {"200", "404", "500"}
+    assert "`reasons`" in schema["paths"]["/health/ready"]["get"]["responses"]["503"]["description"]
+
+
+async def test_the_page_needs_nothing_but_itself(client):
+    """It shows on a server without internet, and without scripts."""
+    response = await client.get("/docs")
+
+    assert response.headers["content-type"].startswith("text/html")
+    assert "<script" not in response.text
+    assert re.findall(r"""(?:src|href)=["']?([^"'> ]+)""", response.text) == ["/docs/openapi.json"]
+    for path in (await client.get("/docs/openapi.json")).json()["paths"]:
+        assert f" {path}</code>" in response.text
+    for code in CODES:
+        assert f"<code>{code}</code>" in response.text
+    assert "<td><code>messages</code><td>body<td>array<td>needed" in response.text
+    assert "other models may have to leave for it" in response.text
 
 
 async def test_the_root_points_to_the_rest(client):
@@ -613,3 +771,35 @@ async def test_the_system_page_tells_of_processor_memory_and_engines(client):
     first = body["engines"][0]
     assert (first["model"], first["state"], first["running"]) == ("phi4_fast", "ready", 0)
     assert {engine["state"] for engine in body["engines"][1:]} == {"cold"}
+    assert set(body["cpu"]["kernels"]["awq"]) == {"name", "reason", "instead"}
+    assert [entry["model"] for entry in body["plan"]["models"]] == [
+        engine["model"] for engine in body["engines"]
+    ]
+    assert body["plan"]["problems"] == []
+
+
+async def test_the_system_page_has_the_plan_of_what_is_on_this_disk(make_service, tmp_path):
+    directory = write_model(tmp_path, LLAMA, {"w": ("BF16", 1024, 1024)})
+    models = [
+        ModelSettings(name="here", source=str(directory), kv_cache_gb=0.5),
+        ModelSettings(name="large", source=str(directory), kv_cache_gb=3),
+        ModelSettings(name="away", source="nobody/nothing", kv_cache_gb=0.5),
+    ]
+    service = make_service(
+        Gated(),
+        models=models,
+        routing=RoutingSettings(default="here"),
+        aliases={},
+        pool=PoolSettings(memory_budget_gb=2),
+    )
+    async with client_of(service) as client:
+        plan = (await client.get("/v1/system")).json()["plan"]
+
+    here, large, away = plan["models"]
+    parts = (here["weights_bytes"], here["kv_cache_bytes"], here["process_bytes"])
+    assert here["kv_cache_bytes"] == 2**29
+    assert here["total_bytes"] == sum(parts)
+    assert plan["together"] == [["here"]]
+    assert plan["problems"] == [large["problem"]]
+    assert large["problem"].startswith("large takes")
+    assert (away["here"], away["total_bytes"]) == (False, None)

@@ -1,9 +1,15 @@
-"""Every way a client can leave gives the slot back and stops the engine, over real connections."""
+"""Every way a client can leave gives the slot back and stops the engine, over real connections.
+
+Python closes a generator that nobody refers to any more, which would give everything back too, some
+time. Here it closes none of ours: what a request holds must be given back by those who took it.
+"""
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
+import sys
 
 import pytest
 import uvicorn
@@ -39,16 +45,31 @@ class SlowEcho:
         return engine
 
 
+def close_none_by_itself(left_open):
+    """Note unclosed generators in `left_open` instead, until the event loop pauses."""
+    sys.set_asyncgen_hooks(finalizer=left_open.append)
+
+
+def none_of_ours_is_in(left_open):
+    gc.collect()
+    modules = [generator.ag_frame.f_globals["__name__"] for generator in left_open]
+    assert [name for name in modules if name.startswith(("router.", "engines."))] == []
+
+
 @pytest.fixture
 async def served(make_service):
     """A service on a real port: (service, loader, port)."""
     loader = SlowEcho()
     service = make_service(loader)
+    inner, left_open = create_app(service), []
+
+    async def app(scope, receive, send):
+        close_none_by_itself(left_open)
+        await inner(scope, receive, send)
+
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(service), log_config=None, lifespan="on", access_log=False)
-    )
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", access_log=False))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.005)
@@ -56,6 +77,7 @@ async def served(make_service):
     server.should_exit = True
     await serving
     listener.close()
+    none_of_ours_is_in(left_open)
 
 
 def request(words=2000, stream=True, model="gemma3_multimodal", length=None):
@@ -198,3 +220,46 @@ async def test_a_client_that_stays_gets_everything_meanwhile(served):
     assert text.count(b"palabra") == 20
     writer.close()
     await all_given_back(service, loader)
+
+
+@pytest.mark.parametrize("moment", ["answering", "loading", "answering after a load"])
+async def test_while_the_server_is_inside_send(make_service, moment):
+    """The framework then drops the generator where it stands; see `router.app._give_back`."""
+    loader = SlowEcho()
+    service = make_service(loader)
+    if moment != "answering":
+        loader.gate.clear()
+    left_open = []
+    close_none_by_itself(left_open)
+    left = asyncio.Event()
+    messages = [{"type": "http.request", "body": request(words=50).partition(b"\r\n\r\n")[2]}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        event = message.get("body", b"")
+        if event.startswith(b": loading") and moment != "loading":
+            loader.gate.set()
+        elif event:
+            left.set()
+            await asyncio.sleep(10)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [],
+    }
+    await create_app(service)(scope, receive, send)
+
+    assert left.is_set()
+    assert held(service) == 0
+    assert all(engine.running == 0 for engine in loader.engines)
+    loader.gate.set()
+    await service.pool.close()
+    none_of_ours_is_in(left_open)
