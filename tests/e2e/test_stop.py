@@ -25,7 +25,7 @@ def start(tmp_path):
         config = tmp_path / "echo.yaml"
         config.write_text(
             "models: [{name: only, source: echo, engine: echo, max_num_seqs: 1,"
-            " max_model_len: 100000}]\n"
+            " max_model_len: 1000000}]\n"
             f"routing: {{default: only}}\nserver: {{shutdown_grace_s: {grace_s}}}\n"
         )
         services.append(RunningService(config, tmp_path / "log", module="tests.slow_service"))
@@ -196,22 +196,23 @@ async def test_readiness_says_that_the_service_stops(start, http):
 
 async def test_a_client_that_does_not_read_does_not_hold_the_service_up(start, http):
     service = start(grace_s=0.3)
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-    client.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
-    # Its answer is one event of 8 MB, more than the system's buffers hold.
-    content = json.dumps({**body(1), "messages": [{"role": "user", "content": "a" * 8_000_000}]})
-    client.sendall(
-        f"POST {URL} HTTP/1.1\r\nhost: axion\r\ncontent-length: {len(content)}\r\n\r\n".encode()
-        + content.replace('"stream": false', '"stream": true ').encode()
-    )
-    await holds(http, service, running=1)
-    await asyncio.sleep(0.3)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        client.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
+        # Its answer is one event of 8 MB, more than the system's buffers hold.
+        content = json.dumps(
+            {**body(1), "messages": [{"role": "user", "content": "a" * 8_000_000}]}
+        )
+        client.sendall(
+            f"POST {URL} HTTP/1.1\r\nhost: axion\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+            + content.replace('"stream": false', '"stream": true ').encode()
+        )
+        await holds(http, service, running=1)
+        await asyncio.sleep(0.3)
 
-    service.process.send_signal(signal.SIGTERM)
+        service.process.send_signal(signal.SIGTERM)
 
-    ended(service, ["shutting_down"])
-    client.close()
+        ended(service, ["shutting_down"])
 
 
 async def test_a_body_that_does_not_arrive_does_not_hold_the_service_up(start):
