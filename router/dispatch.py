@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 
+import msgspec
 from msgspec import Struct, structs
 
 from config import AUTO, Settings
@@ -105,6 +106,9 @@ class Dispatcher:
         task = describe(request)
         decision = self._decide(record.asked, request, task)
         record.model, record.reason = decision.model, decision.reason
+        if log.isEnabledFor(logging.DEBUG):  # names and numbers; no text of the client's
+            whole = {"task": task, "decision": decision}
+            log.debug("%s %s", record.id, msgspec.json.encode(whole).decode())
         if decision.loads is not None:
             self._pool.begin_load(decision.loads)
         ticket = _ticket(decision.model, request, caller, record)
@@ -168,7 +172,7 @@ class Dispatcher:
                 param = "prompt"
             raise ApiError(refusal.message, refusal.code, param=param) from None
         via = "named by the client" if request.model == asked else f"alias {request.model}"
-        return Decision(model=asked, reason=via, rule=None)
+        return Decision(model=asked, reason=f"{via} -> {asked}", rule=None)
 
 
 def _with_both_numbers(

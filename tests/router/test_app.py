@@ -57,7 +57,7 @@ async def test_a_named_model_answers_itself(client):
     response = await chat(client, model="mistral_balanced")
 
     assert response.json()["model"] == "mistral_balanced"
-    assert response.headers["x-axion-reason"] == "named by the client"
+    assert response.headers["x-axion-reason"] == "named by the client -> mistral_balanced"
 
 
 @pytest.mark.parametrize(("alias", "model"), [("gpt-4o", "phi4_fast"), ("coder", "qwen_coder")])
@@ -66,6 +66,7 @@ async def test_an_alias_stands_for_a_model_or_for_auto(client, alias, model):
 
     assert response.json()["model"] == model
     assert response.headers["x-axion-reason"].startswith(f"alias {alias}")
+    assert response.headers["x-axion-reason"].endswith(f" -> {model}")
 
 
 async def test_a_stream_has_these_bytes(client):
@@ -144,16 +145,21 @@ async def test_an_unknown_model_is_refused_with_the_nearest_name(client):
         error = error_of(response)
         assert response.status_code == 404
         assert error["code"] == "model_not_found"
+        assert error["param"] is None  # as at OpenAI
         assert error["message"].startswith(
-            "The model `qwen_codr` does not exist or you do not have access to it"
+            "The model you asked for does not exist or you do not have access to it"
             " (did you mean `qwen_coder`?)."
         )
 
 
-async def test_a_strange_model_name_is_not_repeated(client):
-    error = error_of(await chat(client, model="429 rate limit <script>"))
+@pytest.mark.parametrize("name", ["429", "429 rate limit <script>", "x" * 1_000_000])
+async def test_an_unknown_model_s_name_is_not_repeated(client, name):
+    error = error_of(await chat(client, model=name))
 
-    assert error["message"].startswith("The model you asked for does not exist")
+    assert error["message"] == (
+        "The model you asked for does not exist or you do not have access to it. There are: auto, "
+        "phi4_fast, qwen_coder, mistral_balanced, gemma3_multimodal, gpt-4o, coder."
+    )
 
 
 @pytest.mark.parametrize(
@@ -421,6 +427,25 @@ async def test_every_request_writes_one_line_into_the_log_without_its_text(clien
     assert "secreto" not in "".join(lines)
 
 
+async def test_a_verbose_log_has_the_whole_decision_without_the_client_s_text(client, caplog):
+    caplog.set_level("DEBUG", "axion.request")
+    messages = [{"role": "user", "content": "Write a secret Python function " + "word " * 65}]
+
+    response = await chat(client, messages=messages)
+
+    id_, text = caplog.records[0].getMessage().split(maxsplit=1)
+    whole = json.loads(text)
+    assert id_ == response.headers["x-axion-decision"]
+    assert whole["task"]["label"] == "code"
+    assert whole["task"]["confidence"] > 0.5
+    assert "programming language" in whole["task"]["signals"]
+    assert whole["decision"]["rule"] == "code"
+    assert whole["decision"]["excluded"] == [
+        {"model": "phi4_fast", "why_not": "has a context of only 64 tokens"}
+    ]
+    assert "secret" not in text
+
+
 class Gated:
     """A loader whose starts wait until the test opens the gate, or fail."""
 
@@ -484,6 +509,53 @@ async def test_a_load_that_fails_while_a_stream_waits_is_an_error_event_and_then
     assert error["code"] == "load_failed"
     assert error["message"] == "`phi4_fast` could not be loaded: no such tensor."
     assert rest[-1] == b"data: [DONE]\n\n"
+
+
+async def test_auto_tries_a_default_that_failed_again_after_its_pause(make_service, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("engines.pool.time.monotonic", lambda: now)
+    loader = Gated(RuntimeError("no such tensor"))
+    loader.gate.set()
+    service = make_service(loader)
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        assert error_of(await chat(client))["code"] == "load_failed"
+        loader.error = None
+        during = await chat(client)
+        now += 1.01
+        after = await chat(client)
+    await service.pool.close()
+
+    assert during.json()["model"] != "phi4_fast"
+    assert during.headers["x-axion-reason"].endswith("phi4_fast skipped: it has failed")
+    assert after.json()["model"] == "phi4_fast"
+
+
+async def test_when_every_model_has_failed_the_client_gets_the_reason_and_when_it_is_tried_again(
+    make_service, monkeypatch
+):
+    now = 1000.0
+    monkeypatch.setattr("engines.pool.time.monotonic", lambda: now)
+    loader = Gated(RuntimeError("no such tensor"))
+    loader.gate.set()
+    service = make_service(loader)
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        for name in ("phi4_fast", "qwen_coder", "mistral_balanced", "gemma3_multimodal"):
+            await chat(client, model=name)
+        response = await chat(client)
+        now += int(response.headers["retry-after"]) + 0.01
+        loader.error = None
+        again = await chat(client)
+    await service.pool.close()
+
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "load_failed"
+    assert "no such tensor" in error_of(response)["message"]
+    assert response.headers["x-axion-reason"].endswith(
+        "-> phi4_fast although it has failed: nothing better is left"
+    )
+    assert again.json()["model"] == "phi4_fast"
 
 
 async def test_a_load_that_fails_quickly_still_has_its_status(make_service):
@@ -609,4 +681,5 @@ async def test_the_system_page_tells_of_processor_memory_and_engines(client):
     assert 0 < body["memory"]["available_bytes"] <= body["memory"]["total_bytes"]
     first = body["engines"][0]
     assert (first["model"], first["state"], first["running"]) == ("phi4_fast", "ready", 0)
+    assert (first["computing"], first["retry_in_s"]) == (0, 0)
     assert {engine["state"] for engine in body["engines"][1:]} == {"cold"}
