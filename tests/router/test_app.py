@@ -162,6 +162,16 @@ async def test_an_unknown_model_s_name_is_not_repeated(client, name):
     )
 
 
+async def test_only_the_beginning_of_an_unknown_name_is_compared(client, monkeypatch):
+    """Comparing a megabyte would hold the event loop for a tenth of a second."""
+    compared = []
+    monkeypatch.setattr("router.catalogue.nearest", lambda name, _: compared.append(name) or "")
+
+    await chat(client, model="x" * 1_000_000)
+
+    assert compared == ["x" * 64]
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
