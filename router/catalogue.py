@@ -16,7 +16,6 @@ from router.errors import ApiError
 UNKNOWN_CONTEXT = 4096
 """Assumed tokens of context for a model that is not on this disk yet and sets no max_model_len."""
 
-
 NAME_MAX = 64
 """Characters of an unknown name that are compared with the known ones."""
 
