@@ -196,7 +196,12 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = None
     load_timeout_s: Annotated[
         float,
-        Meta(gt=0, le=86400, description="A load that takes longer than this has failed."),
+        Meta(
+            gt=0,
+            le=86400,
+            description="A load that takes longer than this has failed. The wait for another load "
+            "does not count.",
+        ),
     ] = 900
     load_wait_s: Annotated[
         float,

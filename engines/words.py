@@ -39,15 +39,16 @@ class Ticket(Struct, eq=False):
         Smaller goes first.
     deadline
         On the machine's clock: from then on waiting is of no use. None: `load_wait_s` alone.
-    evicts
-        Whether other models may have to leave for it. False for a preload.
+    preload
+        Nobody's request but the operator's wish: no other model has to leave for it, no queue is
+        too full for it, and it waits as long as the load takes.
     """
 
     model: str
     group: str = ""
     priority: int = 0
     deadline: float | None = None
-    evicts: bool = True
+    preload: bool = False
     asked_at: float = 0.0
     granted_at: float | None = None
     rank: tuple[int, float, int] = (0, 0.0, 0)
@@ -99,6 +100,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         What it takes when loaded, or 0 while that is not known.
     failure
         Why it failed, in one clause, or None.
+    retry_in_s
+        For how long a model that failed is not tried again, in seconds; 0: the next request does.
     load_s
         What its last load took, in seconds, or None before the first.
     arrivals_per_min
@@ -111,6 +114,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     running: int
     footprint_bytes: int
     failure: str | None
+    retry_in_s: float
     load_s: float | None
     arrivals_per_min: float
 

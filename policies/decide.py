@@ -59,8 +59,9 @@ def decide(task: Task, candidates: Sequence[Candidate], routing: RoutingSettings
     """Return the model that answers `task`, and why.
 
     1. What a model cannot do is never traded: it is out.
-    2. Of the others, those that have not failed go before those that have, and then those whose
-       context is surely enough before those where it may not be. Only the best such group counts.
+    2. Of the others, those that failed and are not tried again yet come last, and before them
+       those whose context may not be enough. Only the best such group counts; if all have failed,
+       the client sees the failure of the one that it would have had.
     3. In that group, the first rule that applies and prefers one of its models decides; else the
        default of the routing; else the smallest context, or the largest if none is surely enough.
     4. With `serve_while_loading`, a model that is not in memory is loaded for later requests, and
@@ -156,10 +157,10 @@ def _lack(task: Task, candidate: Candidate) -> str:
 
 
 def _doubts(task: Task, candidate: Candidate) -> tuple[bool, bool]:
-    """Return whether a capable candidate has failed, and whether its context may be too short."""
+    """Return whether a capable candidate is broken now, and whether its context may be short."""
     context = candidate.max_model_len
     answer = min(task.output_tokens or ANSWER_TOKENS, ANSWER_TOKENS, context // 4)
-    return candidate.state == "failed", task.prompt_tokens * (1 + MORE) + answer > context
+    return candidate.retry_in_s > 0, task.prompt_tokens * (1 + MORE) + answer > context
 
 
 def _in_words(doubts: tuple[bool, bool]) -> str:
@@ -169,14 +170,17 @@ def _in_words(doubts: tuple[bool, bool]) -> str:
 
 
 def _wishes(task: Task, routing: RoutingSettings) -> Iterator[tuple[str, str | None, str]]:
-    """Yield the models the operator would take, best first, each with its rule and the reason."""
+    """Yield the models the operator would take, best first, each with its rule and the reason.
+
+    Every reason has the form `why -> model`.
+    """
     why = "no rule applies: the default"
     for rule in routing.rules:
         if _applies(task, rule.when):
             why = "the default"
             for model in rule.prefer:
                 yield model, rule.name, f"rule {rule.name}: {_because(task, rule.when)} -> {model}"
-    yield routing.default, None, why
+    yield routing.default, None, f"{why} -> {routing.default}"
 
 
 def _applies(task: Task, when: ConditionSettings) -> bool:

@@ -45,6 +45,9 @@ class Candidate(Struct, frozen=True, kw_only=True):
         Largest context, prompt plus answer, in tokens.
     state
         Life-cycle state of its engine (`cold`, `loading`, `ready`, ...).
+    retry_in_s
+        For how long it is not tried again, because it failed, in seconds. 0: the next request
+        would load it, so its failure is history.
     """
 
     model: str
@@ -52,10 +55,11 @@ class Candidate(Struct, frozen=True, kw_only=True):
     vision: bool
     tools: bool
     state: str
+    retry_in_s: float = 0.0
 
 
 class Exclusion(Struct, frozen=True):
-    """A model that cannot answer this request, and why not, as a clause ("offers no tools")."""
+    """A model that cannot answer this request, and why not, as a clause ("calls no tools")."""
 
     model: str
     why_not: str

@@ -265,14 +265,14 @@ def _one_model(service: Service, name: str) -> dict[str, Any]:
 def readiness(pool: Pool, shutdown: Shutdown) -> dict[str, Any]:
     """Return whether the service can answer, why not, and which models are broken.
 
-    It can when every preload has been tried and one model is sound, for every model can answer a
-    plain request for `auto`; one that failed makes it "degraded".
+    It can when every preload has been tried and one model is sound or will be tried again by its
+    next request, for every model can answer a plain one; one that failed makes it "degraded".
     """
     statuses = pool.snapshots()
     failures = {status.model: status.failure for status in statuses if status.state == "failed"}
     reasons = ["the service is stopping"] if shutdown.begun else []
     reasons += [f"{name} is loading" for name in pool.to_preload]
-    if len(failures) == len(statuses):
+    if all(status.retry_in_s > 0 for status in statuses):
         reasons += [f"{model} failed: {failure}" for model, failure in failures.items()]
     return {
         "status": "not ready" if reasons else "degraded" if failures else "ready",

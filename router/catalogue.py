@@ -1,7 +1,6 @@
 """The models as clients and the routing see them: names, aliases, capabilities, state."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from router.errors import ApiError
 
 UNKNOWN_CONTEXT = 4096
 """Assumed tokens of context for a model that is not on this disk yet and sets no max_model_len."""
+
+NAME_MAX = 64
+"""Characters of an unknown name that are compared with the known ones."""
 
 
 class Listed(Struct, frozen=True):
@@ -47,12 +49,12 @@ class Catalogue:
         if target == AUTO or target in self._listed:
             return target
         known = [AUTO, *self._listed, *self._settings.aliases]
-        shown = f"`{name}`" if _is_harmless(name) else "you asked for"
         raise ApiError(
-            f"The model {shown} does not exist or you do not have access to it"
-            f"{nearest(name, known) if _is_harmless(name) else ''}. There are: {', '.join(known)}.",
-            "model_not_found",
-            param="model",
+            # Clients look for these words. Not repeated is the name: some take a "429" or a "rate
+            # limit" in any error's text for the error of that name.
+            "The model you asked for does not exist or you do not have access to it"
+            f"{nearest(name[:NAME_MAX], known)}. There are: {', '.join(known)}.",
+            "model_not_found",  # `param` is null, as it is at OpenAI
         )
 
     def one(self, name: str) -> str:
@@ -86,6 +88,7 @@ class Catalogue:
             vision=listed.vision,
             tools=listed.tools,
             state=status.state,
+            retry_in_s=status.retry_in_s,
         )
 
     def entries(self, statuses: list[Snapshot]) -> list[dict[str, Any]]:
@@ -124,11 +127,6 @@ class Catalogue:
     def _entry(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "axion"}
 
-    def aliases_of(self, name: str) -> list[str]:
-        """Return the other names of a model or of `auto`."""
-        aliases: Mapping[str, str] = self._settings.aliases
-        return [alias for alias, target in aliases.items() if target == name]
-
 
 def _listed(model: ModelSettings, base: Path) -> Listed:
     directory = local_directory(model.source, base) if model.engine == "vllm" else None
@@ -140,8 +138,3 @@ def _listed(model: ModelSettings, base: Path) -> Listed:
         vision=facts.vision if chosen.vision is None else chosen.vision,
         tools=model.tool_parser is not None if chosen.tools is None else chosen.tools,
     )
-
-
-def _is_harmless(name: str) -> bool:
-    """Tell whether a name from a client may be shown back: short, and plainly a name."""
-    return len(name) <= 64 and all(char.isalnum() or char in "._-/:" for char in name)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
+import msgspec
 from msgspec import Struct, structs
 
 from config import AUTO, Settings
@@ -108,6 +109,9 @@ class Dispatcher:
         task = describe(request)
         decision = self._decide(record.asked, request, task)
         record.model, record.reason = decision.model, decision.reason
+        if log.isEnabledFor(logging.DEBUG):  # names and numbers; no text of the client's
+            whole = {"task": task, "decision": decision}
+            log.debug("%s %s", record.id, msgspec.json.encode(whole).decode())
         self._pool.check(decision.model, record.endpoint, body)
         if decision.loads is not None:
             self._pool.begin_load(decision.loads)
@@ -230,7 +234,7 @@ class Dispatcher:
                 param = "prompt"
             raise ApiError(refusal.message, refusal.code, param=param) from None
         via = "named by the client" if request.model == asked else f"alias {request.model}"
-        return Decision(model=asked, reason=via, rule=None)
+        return Decision(model=asked, reason=f"{via} -> {asked}", rule=None)
 
 
 class _Story:

@@ -21,8 +21,10 @@ def describe_system(
 ) -> dict[str, Any]:
     """Return the machine and the engines as they are now. Loads nothing; blocks for milliseconds.
 
-    Memory is in bytes; `resident_bytes` is what an engine's processes really hold, without the
-    pages that they share with others.
+    `running` counts the requests that hold a place on an engine, `computing` those that the engine
+    itself knows of, so that one which has ended and is still computed would show. Memory is in
+    bytes; `resident_bytes` is what an engine's processes really hold, without the pages that they
+    share with others.
     """
     processor = cpu.features()
     models = {model.name: model for model in settings.models}
@@ -78,6 +80,7 @@ def _engine(
     engine = pool.engine(model.name)
     return {
         **msgspec.to_builtins(snapshot),
+        "computing": engine.running if engine else 0,
         "pids": engine.pids if engine else [],
         "resident_bytes": sum(_private_bytes(pid) for pid in engine.pids) if engine else 0,
         "pinned": model.pin,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from config import ModelSettings, PoolSettings
-from engines.lifecycle import Lifecycle
+from engines.lifecycle import STARTS_AT_A_TIME, Lifecycle
 from engines.memory import GIB
 from engines.words import Grant, Locate, Refuse, Start, Stop, Ticket
 
@@ -87,7 +87,7 @@ class World:
 
 def test_an_idle_model_that_nobody_has_used_leaves_at_once():
     world = World()
-    world.leave(world.ask("a", evicts=False))
+    world.leave(world.ask("a", preload=True))
     world.machine._models["a"].served = 0
 
     world.ask("b")
@@ -209,7 +209,7 @@ def test_a_preload_makes_nobody_leave():
     world = World(min_dwell_s=0)
     world.run("a")
 
-    ticket = world.ask("b", evicts=False)
+    ticket = world.ask("b", preload=True)
 
     assert world.refused[ticket].code == "no_memory"
     assert world.states() == {"a": "ready", "b": "cold"}
@@ -296,6 +296,141 @@ def test_interactive_goes_before_batch(single):
     interactive = single.ask("a", priority=0)
 
     assert serve_one_by_one(single, [first, batch, interactive]) == [first, interactive, batch]
+
+
+def test_a_second_load_waits_for_the_first_and_is_timed_from_its_own_start():
+    world = World(budget_gib=2, load_wait_s=100)
+    world.slow.add("start")
+    world.ask("a")
+    second = world.ask("b")
+    assert world.done == ["start a"]
+    assert world.machine.waits_for(second) == "waiting for another load before b"
+    world.now += 30
+
+    world.machine.started("a")
+    world.settle()
+    assert world.done == ["start a", "start b"]
+    assert world.machine.waits_for(second) == "loading b"
+    world.now += 3
+    world.machine.started("b")
+    world.settle()
+
+    assert second in world.granted
+    assert [each.load_s for each in world.machine.snapshots()] == [30, 3]
+
+
+@pytest.mark.parametrize("event", ["failed", "cancelled"])
+def test_a_load_that_ends_without_an_engine_lets_the_next_one_start(event):
+    world = World(budget_gib=2)
+    world.slow.add("start")
+    world.ask("a")
+    world.ask("b")
+
+    getattr(world.machine, event)("a", *["no"] * (event == "failed"))
+    world.settle()
+
+    assert "start b" in world.done
+
+
+def test_nobody_is_made_to_leave_for_a_load_that_only_waits_for_its_turn():
+    world = World("abc", budget_gib=3, min_dwell_s=0)
+    world.run("c")
+    world.slow.add("start")
+    world.ask("a")
+    world.ask("b")
+
+    assert world.states() == {"a": "loading", "b": "loading", "c": "ready"}
+    assert world.done == ["start c", "start a"]
+
+
+def test_the_memory_of_a_load_that_waits_for_its_turn_is_not_given_to_a_later_one():
+    world = World("abc", budget_gib=2)
+    world.slow.add("start")
+    world.ask("a")
+    world.ask("b")
+    later = world.ask("c")
+
+    assert world.machine.waits_for(later) == "waiting for memory for c"
+    world.machine.started("a")
+    world.settle()
+
+    assert world.done[:2] == ["start a", "start b"]
+
+
+def test_retry_after_is_the_sum_of_the_loads_that_come_first():
+    """One of four seconds that has run for one, one of four, and its own, of an unknown size."""
+    world = World("abc", budget_gib=3, load_wait_s=1000)
+    for name in "ab":
+        world.run(name)
+        world.machine.unload(name)
+        world.settle()
+    world.slow.add("start")
+    world.ask("a")
+    world.ask("b")
+    world.now += 1
+
+    ticket = world.ask("c", deadline=world.now)
+    assert world.refused[ticket].retry_after_s == pytest.approx(3 + 4 + 2)
+    world.now += 100  # the first takes longer than last time: nobody knows how long
+    ticket = world.ask("c", deadline=world.now)
+    assert world.refused[ticket].retry_after_s == pytest.approx(0 + 4 + 2)
+
+
+def test_a_full_queue_of_a_cold_model_counts_the_loads_of_others():
+    world = World(budget_gib=2, queue_total_max=1)
+    world.slow.add("start")
+    world.ask("a")
+
+    ticket = world.ask("b")
+
+    assert world.refused[ticket].code == "queue_full"
+    assert world.refused[ticket].retry_after_s == pytest.approx(3 + 2)
+
+
+def test_a_preload_waits_as_long_as_its_load_takes_whatever_load_wait_s_and_the_queue():
+    world = World("a", load_wait_s=1, queue_max=1)
+    world.slow.add("start")
+    request = world.ask("a")
+    preload = world.ask("a", preload=True)
+
+    world.wait(100)
+    assert world.refused[request].code == "load_timeout"
+    world.machine.started("a")
+    world.settle()
+
+    assert preload in world.granted
+
+
+def test_a_preload_that_came_first_does_not_shorten_the_turn_of_a_busy_model():
+    world = World(yield_after_s=10, min_dwell_s=0)
+    world.slow.add("start")
+    preload = world.ask("a", preload=True)
+    world.machine.started("a")
+    world.slow.clear()
+    world.settle()
+    world.leave(preload)
+    world.ask("a")
+    world.machine.ask(Ticket("b", preload=True))
+    world.now += 9
+    world.ask("b")
+
+    world.wait(5)
+
+    assert world.states()["a"] == "ready"
+
+
+def test_a_failed_model_says_for_how_long_it_is_not_tried_again():
+    world = World("a")
+    world.slow.add("start")
+    world.ask("a")
+    world.machine.failed("a", "no")
+
+    assert world.machine.snapshots()[0].retry_in_s == 1
+    world.now += 0.75
+    assert world.machine.snapshots()[0].retry_in_s == 0.25
+    world.now += 0.75
+    assert world.machine.snapshots()[0].retry_in_s == 0
+    assert world.states() == {"a": "failed"}  # until somebody asks for it
 
 
 def test_waiting_ends_at_the_deadline(single):
@@ -497,15 +632,15 @@ class Stateful(RuleBasedStateMachine):
         group=st.sampled_from("xy"),
         priority=st.integers(-1, 1),
         deadline=st.none() | st.floats(0, 30),
-        evicts=st.booleans(),
+        preload=st.booleans(),
     )
-    def ask(self, name, group, priority, deadline, evicts):
+    def ask(self, name, group, priority, deadline, preload):
         ticket = Ticket(
             name,
             group=group,
             priority=priority,
             deadline=None if deadline is None else self.now + deadline,
-            evicts=evicts,
+            preload=preload,
         )
         self.open.add(ticket)
         self.machine.ask(ticket)
@@ -568,14 +703,21 @@ class Stateful(RuleBasedStateMachine):
 
     @invariant()
     def bounds_hold(self):
-        snapshots = self.machine.snapshots()
-        assert sum(each.held for each in snapshots) <= 8
-        for each in snapshots:
-            assert each.held <= 4
+        requests = [ticket.model for ticket in self.open if not ticket.preload]
+        assert len(requests) <= 8
+        assert all(requests.count(name) <= 4 for name in self.names)
         assert len([ticket for ticket in self.running if ticket.model == "b"]) <= 1
 
+    @invariant()
+    def nobody_is_counted_who_is_not_there(self):
+        assert sum(each.held for each in self.machine.snapshots()) == len(self.open)
+
+    @invariant()
+    def engines_start_one_at_a_time(self):
+        assert sum(isinstance(effect, Start) for effect in self.work.values()) <= STARTS_AT_A_TIME
+
     def teardown(self):
-        """Everybody who still waits is served or refused within `load_wait_s`."""
+        """Everybody who still waits is served or refused, requests within `load_wait_s`."""
         while self.work:
             name, effect = self.work.popitem()
             if isinstance(effect, Stop):
@@ -587,6 +729,7 @@ class Stateful(RuleBasedStateMachine):
         end = self.now + 61
         for _ in range(200):
             self.act()
+            happened = bool(self.work or self.running)
             for name, effect in list(self.work.items()):
                 del self.work[name]
                 if isinstance(effect, Stop):
@@ -602,7 +745,7 @@ class Stateful(RuleBasedStateMachine):
                 self.open.discard(ticket)
                 self.machine.leave(ticket)
             wake = self.machine.wake_at
-            if not self.work:
+            if not happened:
                 if wake is None or wake > end:
                     break
                 self.now = max(self.now, wake)

@@ -334,6 +334,66 @@ async def test_preload_tries_every_marked_model_once_and_a_failure_stops_nothing
     assert states(pool) == {"a": "failed", "b": "cold", "c": "ready"}
 
 
+async def test_a_preload_counts_as_tried_only_when_its_load_is_over():
+    loader = ScriptedLoader()
+    loader.gates["a"] = asyncio.Event()
+    models = [ModelSettings(name="a", source="x", engine="echo", preload=True)]
+    pool = make_pool(loader, models=models, load_wait_s=0.01)
+    preload = asyncio.create_task(pool.preload())
+    with pytest.raises(Unavailable):
+        await use(pool, "a")  # its wait is over
+    await asyncio.sleep(0.02)  # and that of a request as old as the preload
+    assert pool.to_preload == ("a",)
+
+    loader.gates["a"].set()
+    await preload
+
+    assert pool.to_preload == ()
+    assert states(pool) == {"a": "ready"}
+
+
+async def test_a_load_is_timed_from_its_own_start_and_not_while_another_one_runs():
+    loader = ScriptedLoader()
+    loader.gates["a"] = asyncio.Event()  # never set
+    pool = make_pool(loader, load_timeout_s=0.05)
+    hung = asyncio.create_task(use(pool, "a"))
+    await settle()
+    ticket = Ticket("b")
+    async with contextlib.AsyncExitStack() as stack:
+        second = asyncio.create_task(stack.enter_async_context(pool.lease(ticket)))
+        await settle()
+        assert pool.waits_for(ticket) == "waiting for another load before b"
+        assert loader.started == ["a"]
+
+        with pytest.raises(Unavailable, match="longer than load_timeout_s"):
+            await hung
+        await second
+
+    assert loader.started == ["a", "b"]
+    assert states(pool) == {"a": "failed", "b": "ready", "c": "cold"}
+
+
+async def test_a_load_in_the_background_is_asked_for_once_also_while_it_waits_for_its_turn():
+    loader = ScriptedLoader()
+    loader.gates["a"] = asyncio.Event()
+    pool = make_pool(loader)
+    first = asyncio.create_task(use(pool, "a"))
+    await settle()
+
+    for _ in range(3):
+        pool.begin_load("b")
+        await settle()
+    assert pool.snapshots()[1].held == 1
+    loader.gates["a"].set()
+    await first
+    await settle()
+
+    assert states(pool)["b"] == "ready"
+    pool.begin_load("b")  # it is there
+    await settle()
+    assert loader.started == ["a", "b"]
+
+
 async def test_closing_ends_loads_and_engines_and_refuses_what_comes_later():
     loader = ScriptedLoader()
     loader.gates["b"] = asyncio.Event()

@@ -1,5 +1,7 @@
 """Which model answers, and what the reason says: the tables read as the policy."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +16,15 @@ def task(label="general", **facts):
     return Task(**{"confidence": 0.9, "language": "en", "prompt_tokens": 100} | facts, label=label)
 
 
-def model(name, context=4096, *, vision=False, tools=False, state="cold"):
-    return Candidate(model=name, max_model_len=context, vision=vision, tools=tools, state=state)
+def model(name, context=4096, *, vision=False, tools=False, state="cold", retry_in_s=0):
+    return Candidate(
+        model=name,
+        max_model_len=context,
+        vision=vision,
+        tools=tools,
+        state="failed" if retry_in_s else state,
+        retry_in_s=retry_in_s,
+    )
 
 
 def rule(name, *prefer, **when):
@@ -139,9 +148,9 @@ def test_after_a_rule_whose_models_are_all_unable_comes_the_next_rule():
 def test_after_the_last_rule_comes_the_default():
     code = routing(rule("code", "coder", task="code"))
 
-    assert decide(task(), ROLES, code).reason == "no rule applies: the default"
+    assert decide(task(), ROLES, code).reason == "no rule applies: the default -> small"
     assert decide(task("code"), [SMALL, model("coder", 64)], code).reason == (
-        "the default; coder skipped: it has a context of only 64 tokens"
+        "the default -> small; coder skipped: it has a context of only 64 tokens"
     )
 
 
@@ -189,7 +198,7 @@ def test_a_tie_goes_to_the_model_that_was_configured_first():
 
 
 def test_a_model_that_failed_is_avoided():
-    candidates = [SMALL, model("coder", 4000, state="failed"), MEDIUM]
+    candidates = [SMALL, model("coder", 4000, retry_in_s=9), MEDIUM]
     rules = routing(rule("code", "coder", "medium", task="code"))
 
     assert decide(task("code"), candidates, rules).reason == (
@@ -198,7 +207,7 @@ def test_a_model_that_failed_is_avoided():
 
 
 def test_a_default_that_failed_is_avoided():
-    candidates = [model("small", 2000, state="failed"), MEDIUM]
+    candidates = [model("small", 2000, retry_in_s=9), MEDIUM]
 
     assert decide(task(), candidates, routing()).reason == (
         "smallest context that is enough -> medium; small skipped: it has failed"
@@ -206,21 +215,21 @@ def test_a_default_that_failed_is_avoided():
 
 
 def test_a_model_that_failed_is_used_when_nothing_better_is_left():
-    candidates = [model("small", 2000, state="failed"), model("large", 8000, state="failed")]
+    candidates = [model("small", 2000, retry_in_s=9), model("large", 8000, retry_in_s=9)]
 
     decision = decide(task(), candidates, routing())
 
     assert decision.model == "small"
     assert decision.reason == (
-        "no rule applies: the default although it has failed: nothing better is left"
+        "no rule applies: the default -> small although it has failed: nothing better is left"
     )
 
 
-@pytest.mark.parametrize("state", ["cold", "loading", "ready", "draining"])
-def test_any_other_state_does_not_matter(state):
+@pytest.mark.parametrize("state", ["cold", "loading", "ready", "draining", "failed"])
+def test_no_state_matters_not_even_a_failure_whose_pause_is_over(state):
     candidates = [model("small", 2000, state=state), model("large", 8000, state="ready")]
 
-    assert decide(task(), candidates, routing()).reason == "no rule applies: the default"
+    assert decide(task(), candidates, routing()).reason == "no rule applies: the default -> small"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +254,7 @@ def test_a_context_that_may_be_too_short_is_taken_after_one_that_is_surely_enoug
 
 def test_a_context_that_may_be_too_short_is_used_when_nothing_better_is_left():
     assert decide(task(prompt_tokens=1249), [model("small", 1000)], routing()).reason == (
-        "no rule applies: the default although it may have too short a context: "
+        "no rule applies: the default -> small although it may have too short a context: "
         "nothing better is left"
     )
     assert refusal_of(task(prompt_tokens=1250), [model("small", 1000)]).code == (
@@ -292,12 +301,12 @@ def test_a_named_model_refuses_what_is_many_times_its_context():
 
 
 def test_to_be_perhaps_too_short_is_better_than_to_have_failed():
-    candidates = [model("small", 1000), model("large", 8000, state="failed")]
+    candidates = [model("small", 1000), model("large", 8000, retry_in_s=9)]
 
     decision = decide(task(prompt_tokens=1000), candidates, routing(rule("r", "large")))
 
     assert decision.reason == (
-        "the default although it may have too short a context: nothing better is left; "
+        "the default -> small although it may have too short a context: nothing better is left; "
         "large skipped: it has failed"
     )
 
@@ -314,11 +323,15 @@ SERVE = RoutingSettings(
         ({"coder": "cold", "large": "ready", "small": "ready"}, "large", "coder"),
         ({"coder": "loading", "large": "cold", "small": "ready"}, "small", "coder"),
         ({"coder": "draining", "large": "loading", "small": "cold"}, "coder", None),
-        ({"coder": "failed", "large": "cold", "small": "ready"}, "small", "large"),
+        ({"coder": "broken", "large": "cold", "small": "ready"}, "small", "large"),
+        ({"coder": "failed", "large": "cold", "small": "ready"}, "small", "coder"),
     ],
 )
 def test_with_serve_while_loading_the_next_best_in_memory_answers(states, answers, loads):
-    candidates = [model(name, state=state) for name, state in states.items()]
+    candidates = [
+        model(name, state=state, retry_in_s=9 * (state == "broken"))
+        for name, state in states.items()
+    ]
 
     decision = decide(task("code"), candidates, SERVE)
 
@@ -339,7 +352,7 @@ def test_a_stand_in_can_do_what_was_asked_too():
 
 
 def test_both_doubts_are_named():
-    failed = model("small", 1000, state="failed")
+    failed = model("small", 1000, retry_in_s=9)
 
     assert "although it has failed and may have too short a context:" in (
         decide(task(prompt_tokens=1000), [failed], routing()).reason
@@ -349,10 +362,10 @@ def test_both_doubts_are_named():
 @pytest.mark.parametrize(
     ("facts", "only"),
     [
-        ({"images": 1}, model("only", 500, vision=True, state="failed")),
-        ({"tools": 1}, model("only", 500, tools=True, state="failed")),
-        ({"images": 1, "tools": 1}, model("only", 500, vision=True, tools=True, state="failed")),
-        ({"prompt_tokens": 600}, model("only", 500, state="failed")),
+        ({"images": 1}, model("only", 500, vision=True, retry_in_s=9)),
+        ({"tools": 1}, model("only", 500, tools=True, retry_in_s=9)),
+        ({"images": 1, "tools": 1}, model("only", 500, vision=True, tools=True, retry_in_s=9)),
+        ({"prompt_tokens": 600}, model("only", 500, retry_in_s=9)),
     ],
     ids=named,
 )
@@ -387,7 +400,7 @@ def test_every_model_that_could_not_have_answered_is_reported_with_why_not():
             model("mute", 8000, vision=True),
             model("short", 3000, vision=True, tools=True),
             model("able", 8000, vision=True, tools=True),
-            model("broken", 8000, vision=True, tools=True, state="failed"),  # but able
+            model("broken", 8000, vision=True, tools=True, retry_in_s=9),  # but able
         ],
         routing(default="able"),
     )
@@ -504,7 +517,7 @@ def test_a_named_model_without_the_skills_refuses(facts, named, problem, param):
         ({"tools": 1}, CODER),
         ({"prompt_tokens": 2 * SMALL.max_model_len}, SMALL),  # its engine counts exactly
         ({"output_tokens": 10**9}, SMALL),
-        ({}, model("small", state="failed")),
+        ({}, model("small", retry_in_s=9)),
     ],
     ids=named,
 )
@@ -566,6 +579,7 @@ def candidates_named(name):
         vision=st.booleans(),
         tools=st.booleans(),
         state=st.sampled_from(["cold", "loading", "ready", "draining", "failed"]),
+        retry_in_s=st.sampled_from([0.0, 0.5, 60.0]),
     )
 
 
@@ -633,6 +647,9 @@ def test_the_decision_is_a_capable_model_or_a_refusal_and_always_the_same(
         assert first.reason.isascii()
         assert first.reason.isprintable()
         assert first.rule is None or first.reason.startswith(f"rule {first.rule}: ")
+        assert re.match(
+            rf"[^;]+ -> {first.model}( although [^;]+: nothing better is left)?(;|$)", first.reason
+        )
     else:
         assert first[1] in ("no_capable_model", "context_length_exceeded")
 

@@ -18,6 +18,7 @@ from config import (
     ServerSettings,
 )
 from engines.echo import EchoEngine
+from engines.protocol import EngineFailed
 from engines.words import Ticket, Unavailable
 from router import app
 from router.app import create_app
@@ -69,7 +70,7 @@ async def test_a_named_model_answers_itself(client):
     response = await chat(client, model="mistral_balanced")
 
     assert response.json()["model"] == "mistral_balanced"
-    assert response.headers["x-axion-reason"] == "named by the client"
+    assert response.headers["x-axion-reason"] == "named by the client -> mistral_balanced"
 
 
 @pytest.mark.parametrize(("alias", "model"), [("gpt-4o", "phi4_fast"), ("coder", "qwen_coder")])
@@ -78,6 +79,7 @@ async def test_an_alias_stands_for_a_model_or_for_auto(client, alias, model):
 
     assert response.json()["model"] == model
     assert response.headers["x-axion-reason"].startswith(f"alias {alias}")
+    assert response.headers["x-axion-reason"].endswith(f" -> {model}")
 
 
 async def test_a_stream_has_these_bytes(client):
@@ -156,16 +158,31 @@ async def test_an_unknown_model_is_refused_with_the_nearest_name(client):
         error = error_of(response)
         assert response.status_code == 404
         assert error["code"] == "model_not_found"
+        assert error["param"] is None  # as at OpenAI
         assert error["message"].startswith(
-            "The model `qwen_codr` does not exist or you do not have access to it"
+            "The model you asked for does not exist or you do not have access to it"
             " (did you mean `qwen_coder`?)."
         )
 
 
-async def test_a_strange_model_name_is_not_repeated(client):
-    error = error_of(await chat(client, model="429 rate limit <script>"))
+@pytest.mark.parametrize("name", ["429", "429 rate limit <script>", "x" * 1_000_000])
+async def test_an_unknown_model_s_name_is_not_repeated(client, name):
+    error = error_of(await chat(client, model=name))
 
-    assert error["message"].startswith("The model you asked for does not exist")
+    assert error["message"] == (
+        "The model you asked for does not exist or you do not have access to it. There are: auto, "
+        "phi4_fast, qwen_coder, mistral_balanced, gemma3_multimodal, gpt-4o, coder."
+    )
+
+
+async def test_only_the_beginning_of_an_unknown_name_is_compared(client, monkeypatch):
+    """Comparing a megabyte would hold the event loop for a tenth of a second."""
+    compared = []
+    monkeypatch.setattr("router.catalogue.nearest", lambda name, _: compared.append(name) or "")
+
+    await chat(client, model="x" * 1_000_000)
+
+    assert compared == ["x" * 64]
 
 
 @pytest.mark.parametrize(
@@ -431,15 +448,21 @@ async def test_health_is_live_and_ready_tells_which_models_are_broken(client):
     assert (await chat(client)).status_code == 200
 
 
-async def test_not_ready_when_no_model_is_sound(client):
-    for model in ("phi4_fast", "qwen_coder", "mistral_balanced", "gemma3_multimodal"):
-        await chat(client, model=model)
-        client.service.pool.engine(model).break_down("its process ended")
+async def test_not_ready_while_every_model_is_in_the_pause_after_a_failure(make_service):
+    loader = Gated(EngineFailed("it will not start"))
+    loader.gate.set()
+    service = make_service(loader)
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        for model in ("phi4_fast", "qwen_coder", "mistral_balanced"):
+            await chat(client, model=model)
+        assert (await client.get("/health/ready")).status_code == 200
+        await chat(client, model="gemma3_multimodal")
 
-    response = await client.get("/health/ready")
+        response = await client.get("/health/ready")
 
     assert response.status_code == 503
-    assert response.json()["reasons"][0] == "phi4_fast failed: its process ended"
+    assert response.json()["reasons"][0] == "phi4_fast failed: it will not start"
     assert len(response.json()["reasons"]) == 4
 
 
@@ -579,6 +602,25 @@ async def test_every_request_writes_one_line_into_the_log_without_its_text(clien
     assert "secreto" not in "".join(lines)
 
 
+async def test_a_verbose_log_has_the_whole_decision_without_the_client_s_text(client, caplog):
+    caplog.set_level("DEBUG", "axion.request")
+    messages = [{"role": "user", "content": "Write a secret Python function"}]
+
+    response = await chat(client, messages=messages, tools=[{}])
+
+    id_, text = caplog.records[0].getMessage().split(maxsplit=1)
+    whole = json.loads(text)
+    assert id_ == response.headers["x-axion-decision"]
+    assert whole["task"]["label"] == "code"
+    assert whole["task"]["confidence"] > 0.5
+    assert "programming language" in whole["task"]["signals"]
+    assert whole["decision"]["rule"] == "code"
+    excluded = whole["decision"]["excluded"]
+    assert excluded[0] == {"model": "phi4_fast", "why_not": "calls no tools"}
+    assert len(excluded) == 3
+    assert "secret" not in text
+
+
 class Gated:
     """A loader whose starts wait until the test opens the gate, or fail."""
 
@@ -645,6 +687,53 @@ async def test_a_load_that_fails_while_a_stream_waits_is_an_error_event_and_then
     assert error["code"] == "load_failed"
     assert error["message"] == "`phi4_fast` could not be loaded: no such tensor."
     assert rest[-1] == b"data: [DONE]\n\n"
+
+
+async def test_auto_tries_a_default_that_failed_again_after_its_pause(make_service, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("engines.pool.time.monotonic", lambda: now)
+    loader = Gated(RuntimeError("no such tensor"))
+    loader.gate.set()
+    service = make_service(loader)
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        assert error_of(await chat(client))["code"] == "load_failed"
+        loader.error = None
+        during = await chat(client)
+        now += 1.01
+        after = await chat(client)
+    await service.pool.close()
+
+    assert during.json()["model"] != "phi4_fast"
+    assert during.headers["x-axion-reason"].endswith("phi4_fast skipped: it has failed")
+    assert after.json()["model"] == "phi4_fast"
+
+
+async def test_when_every_model_has_failed_the_client_gets_the_reason_and_when_it_is_tried_again(
+    make_service, monkeypatch
+):
+    now = 1000.0
+    monkeypatch.setattr("engines.pool.time.monotonic", lambda: now)
+    loader = Gated(RuntimeError("no such tensor"))
+    loader.gate.set()
+    service = make_service(loader)
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        for name in ("phi4_fast", "qwen_coder", "mistral_balanced", "gemma3_multimodal"):
+            await chat(client, model=name)
+        response = await chat(client)
+        now += int(response.headers["retry-after"]) + 0.01
+        loader.error = None
+        again = await chat(client)
+    await service.pool.close()
+
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "load_failed"
+    assert "no such tensor" in error_of(response)["message"]
+    assert response.headers["x-axion-reason"].endswith(
+        "-> phi4_fast although it has failed: nothing better is left"
+    )
+    assert again.json()["model"] == "phi4_fast"
 
 
 async def test_a_load_that_fails_quickly_still_has_its_status(make_service):
@@ -770,6 +859,7 @@ async def test_the_system_page_tells_of_processor_memory_and_engines(client):
     assert 0 < body["memory"]["available_bytes"] <= body["memory"]["total_bytes"]
     first = body["engines"][0]
     assert (first["model"], first["state"], first["running"]) == ("phi4_fast", "ready", 0)
+    assert (first["computing"], first["retry_in_s"]) == (0, 0)
     assert {engine["state"] for engine in body["engines"][1:]} == {"cold"}
     assert set(body["cpu"]["kernels"]["awq"]) == {"name", "reason", "instead"}
     assert [entry["model"] for entry in body["plan"]["models"]] == [

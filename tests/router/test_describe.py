@@ -328,6 +328,7 @@ def reason_in_the_quickstart(text, *, broken="", **facts):
             vision=False,
             tools=False,
             state="failed" if model.name == broken else "cold",
+            retry_in_s=9 if model.name == broken else 0,
         )
         for model in settings.models
     ]
@@ -343,7 +344,7 @@ def test_what_the_documentation_calls_code_is_code(text, evidence):
     ("text", "why_not"), table_after("These are near misses, and do not:"), ids=str
 )
 def test_what_the_documentation_calls_a_near_miss_is_not_code(text, why_not):
-    assert reason_in_the_quickstart(text) == "no rule applies: the default"
+    assert reason_in_the_quickstart(text) == "no rule applies: the default -> phi4_fast"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ async def test_auto_goes_on_to_a_longer_context_when_a_model_counts_more(make_se
     assert b'"gemma3_multimodal"' in reply.replace(b": ", b":")
     assert record.model == "gemma3_multimodal"
     assert record.reason == (
-        "no rule applies: the default; phi4_fast counted more than its context -> qwen_coder; "
+        "no rule applies: the default -> phi4_fast; "
+        "phi4_fast counted more than its context -> qwen_coder; "
         "qwen_coder counted more than its context -> gemma3_multimodal"
     )
     assert loader.started == ["phi4_fast", "qwen_coder", "gemma3_multimodal"]
