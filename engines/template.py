@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The fork server notices the end of the server only after these imports; nobody waits for them then.
+# The fork server would notice the end of the server only after these imports.
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
