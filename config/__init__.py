@@ -1,6 +1,6 @@
 """What the operator chose: typed settings and the reader that checks them."""
 
-from config.read import ConfigError, Problem, Vocabulary, nearest, read
+from config.read import ConfigError, Problem, Vocabulary, nearest, read, refusal
 from config.settings import (
     AUTO,
     CapabilitySettings,
@@ -28,4 +28,5 @@ __all__ = [
     "Vocabulary",
     "nearest",
     "read",
+    "refusal",
 ]

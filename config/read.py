@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,8 @@ from msgspec import Struct
 from config.settings import AUTO, Settings
 
 KeyPath = tuple[str | int, ...]
+Finding = tuple[KeyPath, str]
+"""A key, and what is wrong with its value."""
 
 
 class Problem(Struct, frozen=True):
@@ -50,28 +53,31 @@ class ConfigError(Exception):
 
 
 class Vocabulary(Struct, frozen=True):
-    """Names that only the engines know, for checks that this package cannot make alone.
+    """What only the engines know, for checks that this package cannot make alone.
 
     An empty set switches its check off.
 
     Attributes
     ----------
     engine_args
-        Arguments that `engine_args` may have.
+        Arguments that `engine_args` may have, each with its type as far as it is known, else `Any`.
     own_keys
         Engine arguments that may not be passed through, and why not.
     tool_parsers, reasoning_parsers, quantizations
         Names that the installed vLLM has.
     unsupported_quantizations
         Those of them that this processor cannot run, and why, with what works instead.
+    source_problem
+        Returns what is wrong with a model's `source` as it is written, or None.
     """
 
-    engine_args: frozenset[str] = frozenset()
+    engine_args: Mapping[str, Any] = {}
     own_keys: Mapping[str, str] = {}
     tool_parsers: frozenset[str] = frozenset()
     reasoning_parsers: frozenset[str] = frozenset()
     quantizations: frozenset[str] = frozenset()
     unsupported_quantizations: Mapping[str, str] = {}
+    source_problem: Callable[[str], str | None] = lambda source: None
 
 
 def read(path: Path, vocabulary: Vocabulary | None = None) -> Settings:
@@ -82,14 +88,32 @@ def read(path: Path, vocabulary: Vocabulary | None = None) -> Settings:
     ConfigError
         With every problem that could be found, not just the first.
     """
-    data, lines = _parse(path)
-    found = list(_check(data, Settings, ()))
-    found += _check_names(data)
-    found += _check_vocabulary(data, vocabulary or Vocabulary())
+    try:
+        data, lines, found = _parse(path)
+        found += _check(data, Settings, ())
+        found += _check_names(data)
+        found += _check_vocabulary(data, vocabulary or Vocabulary())
+    except RecursionError:
+        message = "is nested too deeply; expected at most a dozen levels"
+        raise ConfigError(path, [Problem("", message)]) from None
     if found:
-        problems = [Problem(_written(key), text, _line(lines, key)) for key, text in found]
+        problems = [
+            Problem(_written(key), text, _line(lines, key)) for key, text in dict.fromkeys(found)
+        ]
         raise ConfigError(path, sorted(problems, key=lambda problem: problem.line))
     return msgspec.convert(data, Settings)
+
+
+def refusal(kind: type[Struct], key: str, value: Any) -> str | None:
+    """Return why a file could not have `value` for a key, or None: for values from elsewhere.
+
+    Parameters
+    ----------
+    kind
+        The section that has the key, one of those in `config.settings`.
+    """
+    annotation = get_type_hints(kind, include_extras=True)[key]
+    return next((text for _, text in _check(value, annotation, ())), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -101,34 +125,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
 # --- from text to data, with lines -------------------------------------------------------------
 
 
-def _parse(path: Path) -> tuple[Any, dict[KeyPath, int]]:
+def _parse(path: Path) -> tuple[Any, dict[KeyPath, int], list[Finding]]:
+    """Return the data, the line of every key, and what the data no longer shows."""
+    text = _text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(path, [Problem("", "there is no such file")]) from None
-    except IsADirectoryError:
-        raise ConfigError(path, [Problem("", "this is a directory, not a file")]) from None
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
-        raise ConfigError(path, [Problem("", message)]) from None
-    except OSError as error:
-        raise ConfigError(path, [Problem("", f"cannot be read: {error.strerror}")]) from None
-    if path.suffix == ".json":
-        # Tabs are fine in JSON and not in YAML, so JSON does not go through the YAML parser.
-        try:
-            return json.loads(text, object_pairs_hook=_unique_pairs), {}
-        except _Duplicate as error:
-            raise ConfigError(path, [Problem(error.key, "is given twice; keep one")]) from None
-        except ValueError as error:
-            line = getattr(error, "lineno", 0)
-            raise ConfigError(path, [Problem("", f"not JSON: {error}", line)]) from None
-    try:
+        if is_json := path.suffix == ".json":
+            data = json.loads(text)
+            # The YAML parser knows the lines, also of JSON, but for tabs. None is left inside a
+            # string: JSON writes it as an escape there.
+            text = text.replace("\t", " ")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[KeyPath, int] = {}
-        repeated = list(_walk(node, (), lines)) if node is not None else []
-        if repeated:
-            raise ConfigError(path, repeated)
-        return yaml.safe_load(text), lines
+        walk = _Walk()
+        if node is not None:
+            walk.visit(node, ())
+        if walk.endless:
+            raise ConfigError(path, [Problem(*each) for each in walk.endless])
+        return data if is_json else yaml.safe_load(text), walk.lines, walk.repeated
+    except json.JSONDecodeError as error:
+        raise ConfigError(path, [Problem("", f"not JSON: {error}", error.lineno)]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 0
@@ -139,38 +153,75 @@ def _parse(path: Path) -> tuple[Any, dict[KeyPath, int]]:
         raise ConfigError(path, [Problem("", message)]) from None
 
 
-class _Duplicate(ValueError):
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        message = "there is no such file"
+    except IsADirectoryError:
+        message = "this is a directory, not a file"
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    except ValueError:
+        message = "a file's name cannot have a NUL character"
+    raise ConfigError(path, [Problem("", message)])
 
 
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise _Duplicate(key)
-        result[key] = value
-    return result
+_ENTRIES_MAX = 100_000
 
 
-def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[Problem]:
-    """Note the line of every key and yield the keys given twice, which YAML would drop silently."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            here = (*path, key)
-            line = key_node.start_mark.line + 1
-            if key in seen:
-                yield Problem(_written(here), "is given twice; keep one", line)
-            seen.add(key)
-            lines[here] = line
-            yield from _walk(value_node, here, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _walk(item, (*path, index), lines)
+class _Walk:
+    """Visits every entry of a file.
+
+    Attributes
+    ----------
+    lines
+        The line of each.
+    repeated
+        The keys given twice, of which YAML and JSON keep the last without a word.
+    endless
+        Where an alias (`*name`) stands for what it is part of, or for so much that no end is seen:
+        key, message and line.
+    """
+
+    def __init__(self) -> None:
+        self.lines: dict[KeyPath, int] = {}
+        self.repeated: list[Finding] = []
+        self.endless: list[tuple[str, str, int]] = []
+        self._inside: list[yaml.Node] = []
+
+    def visit(self, node: yaml.Node, path: KeyPath) -> None:
+        """Note `node`, which is at `path`, and what is in it."""
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        if any(node is outer for outer in self._inside):
+            message = "is part of itself through an alias (*); write out what is meant"
+            self.endless.append((_written(path), message, line))
+        elif len(self.lines) > _ENTRIES_MAX:
+            if not self.endless:
+                message = f"with its aliases (*) the file has more than {_ENTRIES_MAX} entries"
+                self.endless.append((_written(path), message, line))
+        else:
+            self._inside.append(node)
+            self._visit_entries(node, path)
+            self._inside.pop()
+
+    def _visit_entries(self, node: yaml.Node, path: KeyPath) -> None:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key_node, value_node in node.value:
+                key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
+                here = (*path, key)
+                self.lines[here] = key_node.start_mark.line + 1
+                if key in seen:
+                    self.repeated.append((here, "is given twice; keep one"))
+                seen.add(key)
+                self.visit(value_node, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.visit(item, (*path, index))
 
 
 def _line(lines: dict[KeyPath, int], key: KeyPath) -> int:
@@ -190,7 +241,7 @@ def _written(key: KeyPath) -> str:
 # --- shape: unknown keys, missing keys, wrong types, bounds -------------------------------------
 
 
-def _check(value: Any, annotation: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _check(value: Any, annotation: Any, path: KeyPath) -> Iterator[Finding]:
     """Yield every problem of `value` against `annotation`; msgspec alone stops at the first."""
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if isinstance(kind, type) and issubclass(kind, Struct):
@@ -209,7 +260,7 @@ def _check(value: Any, annotation: Any, path: KeyPath) -> Iterator[tuple[KeyPath
         yield from _check_leaf(value, annotation, path)
 
 
-def _check_struct(value: Any, kind: type[Struct], path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _check_struct(value: Any, kind: type[Struct], path: KeyPath) -> Iterator[Finding]:
     if not isinstance(value, dict):
         yield path, f"expected a mapping of keys, found {_shown(value)}"
         return
@@ -225,7 +276,10 @@ def _check_struct(value: Any, kind: type[Struct], path: KeyPath) -> Iterator[tup
             yield (*path, field.name), "is missing and has no default"
 
 
-def _check_leaf(value: Any, annotation: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _check_leaf(value: Any, annotation: Any, path: KeyPath) -> Iterator[Finding]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, f"expected a finite number, found {_shown(value)}"
+        return
     try:
         msgspec.convert(value, annotation)
     except msgspec.ValidationError as error:
@@ -254,6 +308,7 @@ _IN_PLAIN_WORDS = {
     "`str`": "text",
     "`int`": "a whole number",
     "`float`": "a number",
+    "`null`": "nothing",
     "`bool`": "true or false",
 }
 
@@ -293,7 +348,7 @@ def _shown(value: Any) -> str:
 # --- meaning: names that must exist, be unique, or be known to vLLM -----------------------------
 
 
-def _check_names(data: Any) -> Iterator[tuple[KeyPath, str]]:
+def _check_names(data: Any) -> Iterator[Finding]:
     """Yield problems between parts of the file; parts of the wrong shape are reported elsewhere."""
     names: set[str] = set()
     for path, model in _entries(data, "models"):
@@ -307,7 +362,7 @@ def _check_names(data: Any) -> Iterator[tuple[KeyPath, str]]:
     if not names:
         return
 
-    def unknown(key: KeyPath, name: Any, known: set[str]) -> Iterator[tuple[KeyPath, str]]:
+    def unknown(key: KeyPath, name: Any, known: set[str]) -> Iterator[Finding]:
         if isinstance(name, str) and name and name not in known:
             hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
             yield key, f"there is no model called `{name}`{hint}"
@@ -338,16 +393,18 @@ def _check_names(data: Any) -> Iterator[tuple[KeyPath, str]]:
         yield from unknown(("aliases", str(alias)), target, names | {AUTO})
 
 
-def _check_vocabulary(data: Any, words: Vocabulary) -> Iterator[tuple[KeyPath, str]]:
+def _check_vocabulary(data: Any, words: Vocabulary) -> Iterator[Finding]:
     for path, model in _entries(data, "models"):
         arguments = model.get("engine_args")
-        for key in arguments if isinstance(arguments, dict) else {}:
+        for key, value in (arguments if isinstance(arguments, dict) else {}).items():
             here = (*path, "engine_args", str(key))
             if key in words.own_keys:
                 yield here, words.own_keys[key]
             elif words.engine_args and key not in words.engine_args:
                 hint = nearest(str(key), words.engine_args)
                 yield here, f"the installed vLLM has no such engine argument{hint}"
+            else:
+                yield from _check_leaf(value, words.engine_args.get(key, Any), here)
         for key, known in (
             ("tool_parser", words.tool_parsers),
             ("reasoning_parser", words.reasoning_parsers),
@@ -357,6 +414,10 @@ def _check_vocabulary(data: Any, words: Vocabulary) -> Iterator[tuple[KeyPath, s
             if isinstance(name, str) and known and name not in known:
                 hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
                 yield (*path, key), f"the installed vLLM has no `{name}`{hint}"
+        source = model.get("source")
+        fetched = source and model.get("engine", "vllm") == "vllm"
+        if isinstance(source, str) and fetched and (wrong := words.source_problem(source)):
+            yield (*path, "source"), wrong
         name = model.get("quantization")
         if isinstance(name, str) and name in words.unsupported_quantizations:
             yield (*path, "quantization"), words.unsupported_quantizations[name]

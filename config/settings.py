@@ -83,8 +83,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(
             min_length=1,
             description="Where the weights are: a local directory (absolute, or relative to this "
-            "file when it starts with `./` or `../`), a Hugging Face id (`owner/name`), or "
-            "`quickstart:smollm2-135m-instruct`.",
+            "file when it starts with `./` or `../`), a Hugging Face id (`owner/name`, or "
+            "`owner/name@revision`), or `quickstart:smollm2-135m-instruct`.",
         ),
     ]
     description: Annotated[str, Meta(description="One line for people; shown in `/v1/models`.")] = (
@@ -112,7 +112,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ),
     ] = None
     max_model_len: Annotated[
-        Annotated[int, Meta(ge=16)] | None,
+        Annotated[int, Meta(ge=16, le=1_000_000_000)] | None,
         Meta(
             description="Largest context, prompt plus answer, in tokens. Leave out for the "
             "checkpoint's own."
@@ -122,11 +122,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         int, Meta(ge=1, le=1024, description="Most requests this engine computes at a time.")
     ] = 8
     max_num_batched_tokens: Annotated[
-        Annotated[int, Meta(ge=16)] | None,
+        Annotated[int, Meta(ge=16, le=1_000_000_000)] | None,
         Meta(description="Most tokens in one step. Leave out for vLLM's default."),
     ] = None
     kv_cache_gb: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Annotated[float, Meta(gt=0, le=1_000_000)] | None,
         Meta(
             description="Memory reserved for the KV cache of this engine, in GiB; any fraction. "
             "Leave out for as much as `max_num_seqs` requests of `max_model_len` tokens take.",
@@ -188,7 +188,7 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How the models share this machine."""
 
     memory_budget_gb: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Annotated[float, Meta(gt=0, le=1_000_000)] | None,
         Meta(
             description="Memory that all loaded models together may take, in GiB. Leave out for "
             "80 % of what is available when the service starts.",

@@ -1,14 +1,14 @@
 """How engines come to be: the pool's only way to the outside."""
 
-import asyncio
 import logging
 from pathlib import Path
 
 from config import ModelSettings, Settings
 from engines.echo import EchoEngine
+from engines.fetch import fetch
 from engines.need import need, too_small
 from engines.protocol import Endpoint, Engine, EngineFailed
-from engines.sources import local_directory, resolve
+from engines.sources import local_directory
 
 log = logging.getLogger("axion.load")
 
@@ -37,14 +37,17 @@ class EngineLoader:
                     self._vllm.warm(model, directory)
 
     async def locate(self, model: ModelSettings) -> Path:
-        """Return the directory of the model's files, downloading them if need be."""
+        """Return the directory of the model's files, downloading them if need be.
+
+        Cancelling ends the download; the files that are complete stay.
+        """
         if model.engine == "echo":
             return self._base
 
         def report(line: str) -> None:
             log.info("%s: %s", model.name, line)
 
-        return await asyncio.to_thread(resolve, model.source, self._base, report)
+        return await fetch(model.source, self._base, report)
 
     def footprint_bytes(self, model: ModelSettings, directory: Path) -> int:
         """Return what the engine will take, in bytes; EngineFailed if it would not start."""

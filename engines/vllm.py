@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import tempfile
 import threading
 import warnings
@@ -246,9 +247,13 @@ class _Template:
         """Start the template unless it runs, with the OpenMP that its engines are to have."""
         before = os.environ.get("LD_PRELOAD")
         os.environ["LD_PRELOAD"] = self._preload
+        # Ctrl-C at a terminal goes to the template too until it has a group of its own; it is born
+        # deaf to it, and hears again when it has (`engines.template`).
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             forkserver.ensure_running()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
             if before is None:
                 del os.environ["LD_PRELOAD"]
             else:
@@ -498,5 +503,9 @@ class VllmEngine:
 def _clause(error: Exception) -> str:
     """Return what went wrong in one clause."""
     findings = getattr(error, "errors", None)  # pydantic writes a page; its first finding says it
-    text = str(findings()[0]["msg"]) if callable(findings) else str(error)
-    return child.clause(type(error).__name__, text)
+    if not callable(findings):
+        return child.clause(type(error).__name__, str(error))
+    first = findings()[0]
+    argument = ".".join(str(part) for part in first["loc"])
+    text = child.clause(type(error).__name__, str(first["msg"]))
+    return f"{argument}: {text}" if argument else text

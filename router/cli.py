@@ -1,17 +1,20 @@
 """The `axion` command."""
 
 import argparse
+import http.client
 import json
 import logging
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from config import ConfigError, Problem, Settings, read
+from config import ConfigError, ModelSettings, Problem, ServerSettings, Settings, read, refusal
 from router import VERSION
+from router.address import url
 
 QUICKSTART = Path(__file__).parent.parent / "config" / "quickstart.yaml"
 
@@ -25,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    for noisy in ("uvicorn", "httpx", "asyncio"):
+    for noisy in ("uvicorn", "httpx", "httpx2", "httpcore", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.INFO if options.verbose else logging.WARNING)
     try:
         return int(options.run(options))
@@ -49,65 +52,101 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     serve = command("serve", _serve, "Start the service.")
-    serve.add_argument("--host", help="address to listen on, instead of the file's server.host")
-    serve.add_argument("--port", type=int, help="port to listen on, instead of server.port")
     check = command("check", _check, "Say everything that is wrong with a configuration file.")
-    check.add_argument("config", type=Path, metavar="FILE")
     plan = command("plan", _plan, "Say which models fit into memory, alone and together.")
     models = command("models", _models, "List the models and, if the service runs, their state.")
-    for sub in (serve, plan, models):
+    text = "configuration file (default: the quickstart)"
+    serve.add_argument("--config", type=Path, default=QUICKSTART, metavar="FILE", help=text)
+    for sub in (check, plan, models):
         sub.add_argument(
-            "--config",
-            type=Path,
-            default=QUICKSTART,
-            metavar="FILE",
-            help="configuration file (default: the quickstart)",
+            "config", type=Path, default=QUICKSTART, metavar="FILE", nargs="?", help=text
         )
+    for sub, what in ((serve, "to listen on"), (models, "the service listens on")):
+        for key in ("host", "port"):
+            noun = "address" if key == "host" else key
+            sub.add_argument(
+                f"--{key}",
+                type=_checked(key),
+                metavar=key.upper(),
+                help=f"{noun} {what}, instead of the file's server.{key}",
+            )
     return parser
 
 
-def _read(path: Path) -> Settings:
+def _checked(key: str) -> Callable[[str], str | int]:
+    """Return a reader of what a command line has for a key of `server`, by the checks of a file."""
+
+    def value(text: str) -> str | int:
+        given = int(text) if key == "port" and text.lstrip("-").isdecimal() else text
+        if wrong := refusal(ServerSettings, key, given):
+            raise argparse.ArgumentTypeError(wrong)
+        return given
+
+    return value
+
+
+def _read(options: argparse.Namespace) -> Settings:
+    """Return the settings in the file, with what the command line has instead."""
     from engines.vocabulary import vocabulary
 
-    return read(path, vocabulary())
+    settings = read(options.config, vocabulary())
+    keys = ("host", "port")
+    given = {key: getattr(options, key) for key in keys if getattr(options, key, None) is not None}
+    server = msgspec.structs.replace(settings.server, **given)
+    return msgspec.structs.replace(settings, server=server)
+
+
+def _base(options: argparse.Namespace) -> Path:
+    """Return the directory that relative model sources start from."""
+    return Path(options.config).resolve().parent
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = _read(options.config)
-    given = {key: getattr(options, key) for key in ("host", "port") if getattr(options, key)}
-    if options.port == 0:
-        given["port"] = 0
-    server = msgspec.structs.replace(settings.server, **given)
-    settings = msgspec.structs.replace(settings, server=server)
+    settings = _read_with_files(options, needed=True)
 
     from router.serve import run_checked  # the web stack takes a while; `check` does not need it
 
-    return run_checked(settings, options.config.resolve().parent)
+    return run_checked(settings, _base(options))
+
+
+def _read_with_files(options: argparse.Namespace, needed: bool = False) -> Settings:
+    """Return the settings, if no model's files are broken, or need another CPU.
+
+    With `needed`, also if no directory is missing; else its files may come later.
+    """
+    settings = _read(options)
+    problems = [
+        Problem(f"models[{index}].source", problem)
+        for index, model in enumerate(settings.models)
+        if (problem := _problem_of_files(model, _base(options), needed))
+    ]
+    if problems:
+        raise ConfigError(options.config, problems)
+    return settings
+
+
+def _problem_of_files(model: ModelSettings, base: Path, needed: bool) -> str | None:
+    from engines import cpu, sources
+
+    if model.engine != "vllm":
+        return None
+    if needed and (lack := sources.missing(model.source, base)):
+        return lack
+    directory = sources.local_directory(model.source, base)
+    return sources.damage(model.source, base) or (
+        cpu.objection(model, directory) if directory else None
+    )
 
 
 def _check(options: argparse.Namespace) -> int:
-    from engines import cpu
-    from engines.sources import local_directory
-
-    settings = _read(options.config)
-    base, problems = options.config.resolve().parent, []
-    for index, model in enumerate(settings.models):
-        try:
-            directory = local_directory(model.source, base) if model.engine == "vllm" else None
-            refusal = cpu.objection(model, directory) if directory else None
-        except ValueError:  # the hub's own library has looked at the name
-            refusal = "is not a hub id (owner/name), and a directory starts with /, ./, ../ or ~"
-        if refusal:
-            problems.append(Problem(f"models[{index}].source", refusal))
-    if problems:
-        raise ConfigError(options.config, problems)
+    settings = _read_with_files(options)
     names = ", ".join(model.name for model in settings.models)
     sys.stdout.write(f"{options.config} is sound: {len(settings.models)} models ({names}).\n")
     return 0
 
 
 def _models(options: argparse.Namespace) -> int:
-    settings = _read(options.config)
+    settings = _read(options)
     states = _running_states(settings)
     rows = [("MODEL", "STATE", "CONTEXT", "SOURCE", "DESCRIPTION")]
     for model in settings.models:
@@ -125,21 +164,31 @@ def _plan(options: argparse.Namespace) -> int:
     from engines.plan import make_plan
     from router.plan import shown
 
-    plan = make_plan(_read(options.config), options.config.resolve().parent)
+    plan = make_plan(_read_with_files(options), _base(options))
     sys.stdout.write(shown(plan))
     return 1 if plan.problems else 0
 
 
 def _running_states(settings: Settings) -> dict[str, str]:
     """Return the state of every model from the running service; empty when it does not run."""
-    url = f"http://{settings.server.host}:{settings.server.port}/v1/models"
+    here = url(settings.server.host, settings.server.port)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with direct.open(f"{here}/v1/models", timeout=2) as response:
             entries = json.load(response)["data"]
-        return {entry["id"]: entry.get("state", "") for entry in entries}
-    except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {entry["id"]: entry["state"] for entry in entries if "state" in entry}
+    except (http.client.HTTPException, urllib.error.HTTPError, ValueError, LookupError, TypeError):
+        sys.stderr.write(
+            f"axion: what listens on {here} is not this service; name its port with --port\n"
+        )
+    except TimeoutError:
+        sys.stderr.write(f"axion: {here} does not answer within 2 s\n")
+    except OSError:
+        pass  # nothing listens there
+    return {}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from router.__main__ import main as begin
+
+    sys.exit(begin())

@@ -39,7 +39,7 @@ _CONFIGURATION = """\
 <!-- Generated from config/settings.py by `python -m router.docs`; edit there. -->
 
 A configuration is one YAML or JSON file.
-`axion serve --config FILE` runs it, `axion check FILE` says everything that is wrong with it, each problem with its line.
+`axion serve --config FILE` runs it, `axion check FILE` says everything that is wrong with it, each problem with its line, and looks at the models' files that are on this disk.
 Unknown keys, wrong types, values out of bounds and names that do not exist are errors; nothing is silently ignored.
 
 Two files are shipped and commented: [quickstart.yaml](../config/quickstart.yaml), for any laptop, and [axion.yaml](../config/axion.yaml), the production roles.

@@ -1,23 +1,25 @@
 """Run the service: check, bind, fetch, import vLLM, listen, stop cleanly."""
 
+import asyncio
 import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
 
 from config import Settings
+from engines.fetch import fetch
 from engines.load import EngineLoader
 from engines.memory import GIB, budget_bytes
 from engines.plan import make_plan
 from engines.pool import Loader, Pool
-from engines.sources import SourceError, resolve
+from engines.sources import SourceError, is_local
 from router import tokens
+from router.address import CannotListen, listening, url
 from router.app import Service, create_app
 from router.catalogue import Catalogue
 from router.dispatch import Dispatcher
@@ -53,13 +55,16 @@ def serve(settings: Settings, base: Path) -> None:
 
     Raises
     ------
+    CannotListen
+        The address or the port cannot be had.
     CannotStart
-        The port is taken, a model's files are missing, or a model can never fit into memory.
+        A model's files are missing, or a model can never fit into memory.
     """
-    with _bound(settings.server.host, settings.server.port) as listener:
+    with listening(settings.server.host, settings.server.port) as listener:
         _fetch(settings, base)
         _check_memory(settings, base)
-        log.info("importing vLLM (5 to 10 s)")
+        if any(model.engine == "vllm" for model in settings.models):
+            log.info("importing vLLM (5 to 10 s)")
         loader = EngineLoader(settings, base)
         tokens.warm()
         service = build(settings, base, loader)
@@ -71,6 +76,8 @@ def serve(settings: Settings, base: Path) -> None:
             timeout_graceful_shutdown=_FLUSH_S,
             server_header=False,
         )
+        # From here on Ctrl-C is a clean stop, which uvicorn makes.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         # uvicorn raises the signal again after its clean stop; the stop was what it asked for.
         signal.signal(signal.SIGTERM, lambda *_: None)
         with contextlib.suppress(KeyboardInterrupt):
@@ -107,48 +114,27 @@ class _Server(uvicorn.Server):
 
 def greeting(settings: Settings, port: int) -> str:
     """Return what the terminal shows once the service listens, with a command to copy."""
-    host = settings.server.host
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared, not bound
+    here = url(settings.server.host, port)
     models = "\n".join(f"  {model.name:<18} {model.description}" for model in settings.models)
     return f"""
-Axion listens on {url} and chooses between:
+Axion listens on {here} and chooses between:
 {models}
 
 Try it (the first answer waits until its model is loaded):
-  curl {url}/v1/chat/completions -H 'content-type: application/json' -d \\
+  curl {here}/v1/chat/completions -H 'content-type: application/json' -d \\
     '{{"model": "auto", "max_tokens": 50, "messages": [{{"role": "user", "content": "Hola"}}]}}'
 
-Models and their state: {url}/v1/models   API page: {url}/docs   Stop: Ctrl-C
+Models and their state: {here}/v1/models   API page: {here}/docs   Stop: Ctrl-C
 
 """
-
-
-@contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """Take the port before anything slow happens, so that a taken one is known at once."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
-        raise CannotStart(f"server.host {host!r} is not an address of this machine") from None
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen()  # else a second server could bind it too, and fail much later
-        except OSError as error:
-            raise CannotStart(
-                f"cannot listen on {host}:{port}: {error.strerror}. Stop what uses it, or choose "
-                "another port with --port or server.port"
-            ) from None
-        yield listener
 
 
 def _fetch(settings: Settings, base: Path) -> None:
     """Make what `quickstart:` and local sources name available; hub models wait for their load."""
     for source in dict.fromkeys(m.source for m in settings.models if m.engine == "vllm"):
-        if source.startswith(("quickstart:", "/", ".", "~")):
+        if is_local(source):
             try:
-                resolve(source, base, log.info)
+                asyncio.run(fetch(source, base, log.info))
             except SourceError as error:
                 raise CannotStart(str(error)) from None
 
@@ -171,7 +157,7 @@ def run_checked(settings: Settings, base: Path) -> int:
     """Serve and end the process; return the exit status only if the service could not start."""
     try:
         serve(settings, base)
-    except CannotStart as error:
+    except (CannotStart, CannotListen) as error:
         sys.stderr.write(f"axion: {error}.\n")
         return 1
     except KeyboardInterrupt:  # while still starting

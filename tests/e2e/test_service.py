@@ -296,7 +296,7 @@ def test_axion_models_shows_the_states_of_the_running_service(service, tmp_path)
     config.write_text(f"{text}\nserver: {{port: {port}}}\n")
 
     done = subprocess.run(
-        [sys.executable, "-m", "router.cli", "models", "--config", config],
+        [sys.executable, "-m", "router.cli", "models", config],
         capture_output=True,
         text=True,
     )

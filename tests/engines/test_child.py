@@ -1,12 +1,16 @@
 """What an engine process says when it fails."""
 
 import shutil
+from typing import Annotated
 
 import pytest
+from annotated_types import Ge
+from pydantic import BaseModel, ValidationError
 
 from config import ModelSettings
 from engines.child import clause
 from engines.protocol import EngineFailed
+from engines.vllm import _clause
 
 
 @pytest.mark.parametrize(
@@ -25,6 +29,17 @@ from engines.protocol import EngineFailed
 )
 def test_a_failure_is_one_clause(kind, message, said):
     assert clause(kind, message) == said
+
+
+def test_what_vllm_says_of_an_engine_argument_has_its_name():
+    class Config(BaseModel):
+        block_size: Annotated[int, Ge(16)]
+
+    with pytest.raises(ValidationError) as caught:
+        Config(block_size=7)
+
+    said = _clause(caught.value)
+    assert said == "block_size: Input should be greater than or equal to 16"
 
 
 @pytest.mark.real

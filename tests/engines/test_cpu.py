@@ -542,7 +542,9 @@ def test_check_refuses_a_source_that_cannot_be_a_hub_id(tmp_path, capsys):
 
     assert main(["check", str(path)]) == 1
 
-    assert "  models[0].source: is not a hub id (owner/name), and" in capsys.readouterr().err
+    assert (
+        "  line 1: models[0].source: is not a hub id (owner/name), and" in capsys.readouterr().err
+    )
 
 
 # The installed vLLM is the one that these tables were read from.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,50 @@ def test_a_damaged_file_is_made_again(cache):
     assert len(cache) == 2
 
 
+def test_damage_that_keeps_the_size_is_found_by_the_next_process(cache, monkeypatch):
+    place = quickstart.fetch(silent)
+    (place / "model.safetensors").write_bytes(b"wEights")
+    monkeypatch.setattr(quickstart, "_checked", set())
+
+    assert quickstart.fetch(silent) == place
+
+    assert (place / "model.safetensors").read_bytes() == b"weights"
+    assert len(cache) == 2
+
+
+def test_a_library_that_meets_a_full_disk_is_explained_too(cache, monkeypatch):
+    def convert(gguf, model):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(quickstart, "_convert", convert)
+
+    with pytest.raises(SourceError, match=r"No space left on device. Make 0.6 GB free and writab"):
+        quickstart.fetch(silent)
+
+
+def test_a_disk_that_is_too_full_is_refused_before_the_download(cache, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**8, 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+
+    with pytest.raises(SourceError, match=r"only 0.10 GB are free. Make 0.6 GB free and writable"):
+        quickstart.fetch(silent)
+
+    assert cache == []
+
+
+def test_a_cache_that_cannot_be_made_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AXION_CACHE", str(tmp_path / "file"))
+
+    with pytest.raises(SourceError) as caught:
+        quickstart.fetch(silent)
+
+    assert str(caught.value) == (
+        f"cannot write the quickstart model to {tmp_path}/file/models: Not a directory. "
+        "Make 0.6 GB free and writable there, or set AXION_CACHE to another directory"
+    )
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"config.json": 5}', '{"gone": {"size": 1}}'])
 def test_a_broken_manifest_counts_as_nothing(cache, text):
     place = quickstart.fetch(silent)
@@ -84,7 +129,7 @@ def test_a_failing_conversion_leaves_nothing(cache, monkeypatch):
 
     assert str(caught.value) == (
         f"cannot write the quickstart model to {parent}: No space left on device. "
-        "Free 0.5 GB there, or set AXION_CACHE to another directory"
+        "Make 0.6 GB free and writable there, or set AXION_CACHE to another directory"
     )
     assert [path.name for path in parent.iterdir() if path.is_dir()] == []
 

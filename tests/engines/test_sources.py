@@ -1,12 +1,13 @@
 """Where models come from, and what is said when they cannot be had."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
 
 import pytest
 
 from engines import quickstart
-from engines.sources import SourceError, local_directory, resolve
+from engines.sources import SourceError, damage, local_directory, missing, problem, resolve
+from tests.hollow import LLAMA, write_model
+from tests.hub import Hub
 
 
 def said(source, base):
@@ -57,56 +58,22 @@ def test_what_is_wrong_with_a_directory_is_said(model, tmp_path):
     assert local_directory("./model", tmp_path) is None
 
 
-def test_an_unknown_quickstart_is_refused(tmp_path):
-    assert said("quickstart:gpt", tmp_path) == (
-        "there is no 'quickstart:gpt'; the quickstart has one model: "
-        "quickstart:smollm2-135m-instruct"
-    )
-
-
 def test_the_quickstart_is_on_this_disk_only_once_it_was_made(tmp_path, monkeypatch):
     monkeypatch.setenv("AXION_CACHE", str(tmp_path))
 
     assert local_directory(quickstart.SOURCE, tmp_path) is None
 
 
-class Hub(BaseHTTPRequestHandler):
-    """A stand-in for a model hub: answers every request with one status."""
-
-    status, error_code = 404, "RepoNotFound"
-
-    def do_GET(self):
-        self.send_response(self.status)
-        if self.error_code:
-            self.send_header("X-Error-Code", self.error_code)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    class ThisHub(Hub):
-        pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ThisHub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    hub = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", endpoint, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    yield ThisHub
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url, raising=False)
+    yield hub
+    hub.close()
 
 
 HUB_ERRORS = {
@@ -119,7 +86,7 @@ HUB_ERRORS = {
 
 @pytest.mark.parametrize(("answer", "reason"), HUB_ERRORS.items(), ids=str)
 def test_what_the_hub_refuses_is_explained(hub, tmp_path, answer, reason):
-    hub.status, hub.error_code = answer
+    hub.refusal = answer
 
     text = said("someone/model@v9", tmp_path)
 
@@ -127,5 +94,84 @@ def test_what_the_hub_refuses_is_explained(hub, tmp_path, answer, reason):
     assert reason in text
 
 
-def test_a_name_that_is_neither_a_path_nor_an_id_is_explained(tmp_path):
-    assert "that is not a hub id (owner/name)" in said("not a model!", tmp_path)
+HUB_ID = "is not a hub id (owner/name), and a directory starts with /, ./, ../ or ~"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("a/b/c", HUB_ID),
+        ("my model", HUB_ID),
+        ("not a model!", HUB_ID),
+        ("", HUB_ID),
+        ("a/b@", "has no revision after the @; expected owner/name@revision"),
+        ("a/b@ v1", "has no revision after the @; expected owner/name@revision"),
+        ("~nosuchuser/x", "starts with the home directory of a user that this machine does not"),
+        ("./a\0b", "has a NUL character, which no path and no hub id can have"),
+        ("a/b@v\0", "has a NUL character, which no path and no hub id can have"),
+        ("quickstart:gpt", "there is only `quickstart:smollm2-135m-instruct`"),
+    ],
+)
+def test_a_source_that_can_be_nothing_is_explained_and_is_not_here(tmp_path, source, said):
+    assert problem(source).startswith(said)
+    assert local_directory(source, tmp_path) is None
+    assert missing(source, tmp_path) is None
+    assert damage(source, tmp_path) is None
+    with pytest.raises(SourceError, match=r"^source "):
+        resolve(source, tmp_path, print)
+
+
+@pytest.mark.parametrize(
+    "source", ["a/b", "gpt2", "a/b@v1", "/x", "./x", "../x", "~/x", ".", quickstart.SOURCE]
+)
+def test_what_can_be_a_source_is_no_problem(source):
+    assert problem(source) is None
+
+
+def harmed(directory, harm):
+    write_model(directory, LLAMA, {"w": ("F32", 100)})
+    config, weights = directory / "config.json", next(directory.glob("*.safetensors"))
+    match harm:
+        case "config cut off":
+            config.write_text('{"model_type":')
+        case "config a list":
+            config.write_text("[]")
+        case "config deep":
+            config.write_text("[" * 100_000)
+        case "weights cut off":
+            with weights.open("r+b") as file:
+                file.truncate(weights.stat().st_size - 1)
+        case "weights junk":
+            weights.write_bytes(b"junk")
+        case "weights of another shape":
+            weights.write_bytes((7).to_bytes(8, "little") + b'{"a":1}')
+        case "a shard missing":
+            (directory / "model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": {"w": "gone.safetensors"}})
+            )
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("config cut off", "config.json cannot be read (Expecting value"),
+        ("config a list", "config.json is not a JSON object; copy or download it again"),
+        ("config deep", "config.json cannot be read (maximum recursion depth"),
+        ("weights cut off", "model.safetensors was cut off: it has "),
+        ("weights junk", "model.safetensors is not a safetensors file"),
+        ("weights of another shape", "its weights cannot be read ("),
+        ("a shard missing", "gone.safetensors is missing; copy or download it again"),
+    ],
+)
+def test_what_is_broken_in_the_files_is_said(tmp_path, harm, said):
+    harmed(tmp_path / "model", harm)
+
+    assert said in damage("./model", tmp_path)
+
+
+def test_sound_files_and_files_that_are_not_here_are_not_broken(tmp_path):
+    harmed(tmp_path / "model", "no harm")
+
+    assert damage("./model", tmp_path) is None
+    assert damage("./later", tmp_path) is None
+    assert damage("someone/else", tmp_path) is None

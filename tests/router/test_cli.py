@@ -5,6 +5,9 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from engines.memory import GIB, Machine
 from router.cli import main
 from tests.conftest import ROOT
 from tests.hollow import LLAMA, write_gemma, write_model
+from tests.service import RunningService
 
 QUICKSTART = ROOT / "config" / "quickstart.yaml"
 
@@ -88,7 +92,7 @@ def test_models_lists_what_is_configured_when_nothing_runs(tmp_path, capsys):
         port = unused.getsockname()[1]
         path.write_text(QUICKSTART.read_text() + f"\nserver: {{port: {port}}}\n")
 
-        assert main(["models", "--config", str(path)]) == 0
+        assert main(["models", str(path)]) == 0
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["MODEL", "STATE", "CONTEXT", "SOURCE", "DESCRIPTION"]
@@ -118,8 +122,8 @@ def test_missing_model_files_are_known_before_anything_slow(tmp_path):
 
     assert done.returncode == 1
     assert done.stderr == (
-        f"axion: source './gone': {tmp_path}/gone does not exist; "
-        "expected a directory with config.json and *.safetensors.\n"
+        f"{path} has 1 problem:\n  models[0].source: {tmp_path}/gone does not exist; "
+        "expected a directory with config.json and *.safetensors\n"
     )
 
 
@@ -138,6 +142,161 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers(tmp_path):
     assert re.search(r"Set kv_cache_gb 1\.\d+, or pool\.memory_budget_gb 3\.\d+\.\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("a/b/c", "is not a hub id (owner/name), and a directory starts with /, ./, ../ or ~"),
+        ("my model", "is not a hub id (owner/name), and a directory starts with /, ./, ../ or ~"),
+        ("~nosuchuser/x", "starts with the home directory of a user that this machine does not"),
+        ("./a\\0b", "has a NUL character, which no path and no hub id can have"),
+        ("quickstart:typo", "there is only `quickstart:smollm2-135m-instruct`"),
+    ],
+)
+@pytest.mark.parametrize("command", [["serve", "--config"], ["check"], ["plan"], ["models"]])
+def test_a_source_that_can_be_nothing_is_a_problem_of_the_file(
+    tmp_path, capsys, command, source, said
+):
+    path = tmp_path / "axion.yaml"
+    path.write_text(f'models: [{{name: a, source: "{source}"}}]\nrouting: {{default: a}}\n')
+
+    assert main([*command, str(path)]) == 1
+
+    assert f"{path} has 1 problem:\n  line 1: models[0].source: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["serve", "--config"], ["check"], ["plan"]])
+def test_broken_files_of_a_model_are_a_problem_of_the_file(tmp_path, capsys, command):
+    write_model(tmp_path / "model", LLAMA, {"w": ("F32", 1)})
+    (tmp_path / "model" / "config.json").write_text("{")
+    path = tmp_path / "axion.yaml"
+    path.write_text("models: [{name: a, source: ./model}]\nrouting: {default: a}\n")
+
+    assert main([*command, str(path)]) == 1
+
+    said = capsys.readouterr().err
+    assert f"models[0].source: {tmp_path}/model/config.json cannot be read (Expecting" in said
+    assert said.endswith("; copy or download it again\n")
+
+
+def test_check_refuses_engine_arguments_of_another_type_or_for_many_processes(tmp_path, capsys):
+    path = tmp_path / "axion.yaml"
+    path.write_text(
+        "models:\n  - name: a\n    source: ./a\n    engine_args:\n      block_size: banana\n"
+        "      tensor_parallel_size: 2\n      data_parallel_rank: 1\n      nnodes: 2\n"
+        "      worker_extension_cls: x\n      scheduling_policy: fcfs\n"
+        "      disable_log_stats: false\n      seed: 1\n      mm_processor_cache_gb: 2\n"
+        "routing: {default: a}\n"
+    )
+
+    assert main(["check", str(path)]) == 1
+
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert [line.partition(": ")[2].partition(": ")[0].rpartition(".")[2] for line in lines] == [
+        "block_size",
+        "tensor_parallel_size",
+        "data_parallel_rank",
+        "nnodes",
+        "worker_extension_cls",
+        "scheduling_policy",
+        "disable_log_stats",
+    ]
+    assert lines[0].endswith('expected a whole number, found "banana"')
+    assert all("an engine is one process" in line for line in lines[1:4])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "70000"], "argument --port: expected a whole number <= 65535, found 70000"),
+        (["--port", "-1"], "argument --port: expected a whole number >= 0, found -1"),
+        (["--port", "http"], 'argument --port: expected a whole number, found "http"'),
+        (["--host", ""], 'argument --host: expected text that is not empty, found ""'),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "models"])
+def test_the_command_line_is_held_to_the_bounds_of_the_file(command, arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *arguments])
+
+    assert said in capsys.readouterr().err
+
+
+class NotAxion(BaseHTTPRequestHandler):
+    """Something else that listens: speaks no HTTP, or answers what is no list of models."""
+
+    answer = b""
+
+    def handle(self):
+        self.request.recv(65536)
+        self.request.sendall(self.answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"220 mail ready\r\n",
+        b"",
+        b"HTTP/1.0 404 Not Found\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\n<html>",
+        b"HTTP/1.0 200 OK\r\n\r\n[]",
+        b'HTTP/1.0 200 OK\r\n\r\n{"data": [1]}',
+    ],
+)
+def test_models_says_when_something_else_listens(answer, capsys):
+    NotAxion.answer = answer
+    with HTTPServer(("127.0.0.1", 0), NotAxion) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert main(["models", "--port", str(server.server_port)]) == 0
+
+    said = capsys.readouterr()
+    assert said.err == (
+        f"axion: what listens on http://127.0.0.1:{server.server_port} is not this service; name "
+        "its port with --port\n"
+    )
+    assert said.out.splitlines()[1].startswith("phi4_fast          not running")
+
+
+def test_ctrl_c_during_the_imports_ends_at_once_without_a_word():
+    script = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "litestar":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from router.__main__ import main
+sys.argv = ["axion", "serve", "--port", "0"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_an_import_that_fails_is_one_line_with_what_to_do():
+    script = "import sys; sys.modules['msgspec'] = None; from router.__main__ import main; "
+    script += "sys.exit(main())"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "axion: the installation is damaged (import of msgspec halted; None in sys.modules). Run: "
+        "make clean && make serve\n"
+    )
+
+
+def test_a_service_of_echo_engines_neither_imports_vllm_nor_says_so(tmp_path):
+    path = tmp_path / "echo.yaml"
+    path.write_text("models: [{name: a, source: x, engine: echo}]\nrouting: {default: a}\n")
+    service = RunningService(path, tmp_path / "log")
+    loaded = Path(f"/proc/{service.process.pid}/maps").read_text()
+    service.stop()
+
+    assert "vLLM" not in service.log()
+    assert "torch" not in loaded
+
+
 # --- axion plan ---
 
 
@@ -150,7 +309,7 @@ def planned(tmp_path, monkeypatch, capsys):
     def run(text):
         path = tmp_path / "plan.yaml"
         path.write_text(text)
-        status = main(["plan", "--config", str(path)])
+        status = main(["plan", str(path)])
         return status, capsys.readouterr().out.splitlines()
 
     return run
@@ -227,7 +386,7 @@ def test_a_shipped_file_can_be_planned_at_once_without_vllm(tmp_path, name):
             sys.executable,
             "-c",
             "import sys; from router.cli import main; "
-            f"status = main(['plan', '--config', {str(ROOT / 'config' / name)!r}]); "
+            f"status = main(['plan', {str(ROOT / 'config' / name)!r}]); "
             "slow = {'vllm', 'torch', 'litestar'}; print(status, slow & set(sys.modules))",
         ],
         env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
