@@ -1,6 +1,7 @@
 """No key of the configuration is decoration: each is read by some code."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ STRUCTS = [
 ]
 
 
+@cache
 def attributes_read() -> set[str]:
     """Return every attribute name that the code outside `config` reads."""
     return {

@@ -13,6 +13,8 @@ import pytest
 
 from tests.service import RunningService, wait_until
 
+pytestmark = pytest.mark.real  # it takes 20 s
+
 URL = "/v1/chat/completions"
 
 
