@@ -27,6 +27,7 @@ class Listed(Struct, frozen=True):
     max_model_len: int
     vision: bool
     tools: bool
+    is_here: bool
 
 
 class Catalogue:
@@ -34,6 +35,7 @@ class Catalogue:
 
     def __init__(self, settings: Settings, base: Path) -> None:
         self._settings = settings
+        self._base = base
         self._created = int(time.time())
         self._listed = {model.name: _listed(model, base) for model in settings.models}
 
@@ -81,7 +83,7 @@ class Catalogue:
         return next(self._candidate(status) for status in statuses if status.model == name)
 
     def _candidate(self, status: Snapshot) -> Candidate:
-        listed = self._listed[status.model]
+        listed = self._known(status)
         return Candidate(
             model=status.model,
             max_model_len=listed.max_model_len,
@@ -110,7 +112,7 @@ class Catalogue:
         return next(entry for entry in self.entries(snapshots) if entry["id"] == name)
 
     def _model_entry(self, status: Snapshot) -> dict[str, Any]:
-        listed = self._listed[status.model]
+        listed = self._known(status)
         return {
             **self._entry(status.model),
             "description": listed.settings.description,
@@ -123,6 +125,13 @@ class Catalogue:
             "waiting": status.waiting,
             "failure": status.failure,
         }
+
+    def _known(self, status: Snapshot) -> Listed:
+        """Return what is known of a model by now: it may have been downloaded since the start."""
+        listed = self._listed[status.model]
+        if status.state == "ready" and not listed.is_here:
+            listed = self._listed[status.model] = _listed(listed.settings, self._base)
+        return listed
 
     def _entry(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "axion"}
@@ -137,4 +146,5 @@ def _listed(model: ModelSettings, base: Path) -> Listed:
         max_model_len=model.max_model_len or facts.max_position or UNKNOWN_CONTEXT,
         vision=facts.vision if chosen.vision is None else chosen.vision,
         tools=model.tool_parser is not None if chosen.tools is None else chosen.tools,
+        is_here=directory is not None or model.engine == "echo",
     )

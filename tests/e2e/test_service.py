@@ -340,14 +340,14 @@ async def test_a_killed_engine_ends_its_streams_alone_and_is_replaced(service, a
             return time.monotonic(), lines
 
     # As many as run at a time; one more would wait, and be served by the new engine.
-    streams = [stream("mistral_balanced") for _ in range(8)]
+    streams = [stream("mistral_balanced") for _ in range(16)]
     *broken, sound = await asyncio.gather(*streams, stream("phi4_fast"))
 
     for when, lines in broken:
         assert lines[-1] == "data: [DONE]"
         error = json.loads(lines[-2].removeprefix("data: "))["error"]
         assert error["code"] == "engine_failed"
-        assert when - killed[0] < 5
+        assert when - killed[0] < 2
     assert 'finish_reason":"length' in sound[1][-2]
     ready = httpx.get(f"{service.url}/health/ready").json()
     assert ready["status"] == "degraded"
