@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import tempfile
 import threading
@@ -128,6 +129,13 @@ class VllmStarter:
         if changed := cpu.resolve_dtype(model, directory)[1]:
             log.info("%s: %s", model.name, changed)
         launch = self._launches[model.name] = _Launch(model, weights_bytes(directory))
+        try:
+            return await self._launch(launch, directory)
+        finally:
+            launch.forget_sockets()
+            del self._launches[model.name]
+
+    async def _launch(self, launch: "_Launch", directory: Path) -> "VllmEngine":
         job = self._thread.submit(self._start, launch, directory)
         starting = asyncio.wrap_future(job)
         try:
@@ -141,11 +149,9 @@ class VllmStarter:
                 with contextlib.suppress(Exception):
                     await asyncio.to_thread(starting.result()[0].shutdown)
             raise
-        finally:
-            del self._launches[model.name]
         engine = VllmEngine(launch, llm)
         try:
-            await llm.collective_rpc("end_of_load")
+            await llm.collective_rpc("end_of_load")  # its answer has come through the sockets
             await engine.open(args)
         except BaseException:
             await engine.close()
@@ -168,7 +174,7 @@ class VllmStarter:
             config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
                 UsageContext.ENGINE_CONTEXT
             )
-            with self._template.launching(launch), _sockets():
+            with self._template.launching(launch), launch.sockets():
                 return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
         except Exception as error:
             raise EngineFailed(launch.cause() or _clause(error)) from error
@@ -185,6 +191,7 @@ class _Launch:
         self._weights = weights
         self._cause: str | None = None
         self._private = 0  # bytes of its own that the process had when it was first looked at
+        self._directory: str | None = None
         self._heard, self.last_words = multiprocessing.Pipe(duplex=False)
         self.threads = multiprocessing.get_context("forkserver").RawValue(
             "i", model.threads or cores.usable()
@@ -209,6 +216,28 @@ class _Launch:
             title=f"axion:{self.model.name}",
             environment={name: os.environ[name] for name in names},
         )
+
+    @contextlib.contextmanager
+    def sockets(self) -> Iterator[None]:
+        """Have vLLM make its sockets in a directory of this launch meanwhile.
+
+        It would leave two files in the directory for temporary files with every start.
+        """
+        place = os.environ.get("VLLM_RPC_BASE_PATH")
+        self._directory = tempfile.mkdtemp(prefix="axion-", dir=place)
+        os.environ["VLLM_RPC_BASE_PATH"] = self._directory
+        try:
+            yield
+        finally:
+            if place is None:
+                del os.environ["VLLM_RPC_BASE_PATH"]
+            else:
+                os.environ["VLLM_RPC_BASE_PATH"] = place
+
+    def forget_sockets(self) -> None:
+        """Remove the sockets' directory. Both ends must have connected, or have ended."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def cause(self) -> str | None:
         """Return why the process ended, in one clause, if it has said so."""
@@ -290,24 +319,6 @@ class _Template:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
-
-
-@contextlib.contextmanager
-def _sockets() -> Iterator[None]:
-    """Have vLLM make its sockets in a directory that goes once they are connected.
-
-    It would leave two files in the directory for temporary files with every start.
-    """
-    place = os.environ.get("VLLM_RPC_BASE_PATH")
-    with tempfile.TemporaryDirectory(prefix="axion-", dir=place) as directory:
-        os.environ["VLLM_RPC_BASE_PATH"] = directory
-        try:
-            yield
-        finally:
-            if place is None:
-                del os.environ["VLLM_RPC_BASE_PATH"]
-            else:
-                os.environ["VLLM_RPC_BASE_PATH"] = place
 
 
 def _arguments(model: ModelSettings, directory: Path) -> Namespace:
