@@ -128,7 +128,11 @@ class VllmStarter:
             raise EngineFailed(refusal)
         if changed := cpu.resolve_dtype(model, directory)[1]:
             log.info("%s: %s", model.name, changed)
-        launch = self._launches[model.name] = _Launch(model, weights_bytes(directory))
+        try:
+            weights = weights_bytes(directory)
+        except (OSError, ValueError) as error:
+            raise EngineFailed(str(error)) from error
+        launch = self._launches[model.name] = _Launch(model, weights)
         try:
             return await self._launch(launch, directory)
         finally:
