@@ -253,8 +253,9 @@ class ConditionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """When a rule applies: every key that is given must hold."""
 
     task: Annotated[
-        Literal["code", "general"] | None,
-        Meta(description="The kind of work that was recognised."),
+        Literal["code", "math", "reasoning", "writing", "qa", "chat", "extraction", "general"]
+        | None,
+        Meta(description="The kind of work that was recognised; `general` when none is likely."),
     ] = None
     prompt_tokens_min: Annotated[
         Annotated[int, Meta(ge=0)] | None,

@@ -22,8 +22,6 @@ where it is less. In a small context a quarter is enough.
 FAR_MORE = 8
 """How many times a named model's context an estimate must be to refuse without counting exactly."""
 
-_EVIDENCE_MAX = 3  # names of evidence in one reason; the task's signals have them all
-
 
 class _Skill(NamedTuple):
     has: str
@@ -198,7 +196,8 @@ def _because(task: Task, when: ConditionSettings) -> str:
     """Return the facts that made the condition hold."""
     facts = []
     if when.task:
-        facts.append(task.label + _evidence(task))
+        sure = f" ({task.confidence:.0%} sure)" if task.label != "general" else ""
+        facts.append(task.label + sure)
     if when.prompt_tokens_min is not None or when.prompt_tokens_max is not None:
         facts.append(f"about {task.prompt_tokens} prompt tokens")
     if when.images is not None:
@@ -208,13 +207,6 @@ def _because(task: Task, when: ConditionSettings) -> str:
     if when.language:
         facts.append(f"language {when.language}")
     return ", ".join(facts) or "always"
-
-
-def _evidence(task: Task) -> str:
-    """Return the strongest evidence in brackets: the names of the signals with large weights."""
-    weights = {name: value for name, value in task.signals.items() if isinstance(value, float)}
-    names = sorted((name for name in weights if weights[name] > 0), key=lambda name: -weights[name])
-    return f" ({', '.join(names[:_EVIDENCE_MAX])})" if names and task.label != "general" else ""
 
 
 def _refusal(task: Task, candidates: Sequence[Candidate]) -> Undecidable:

@@ -11,9 +11,9 @@ class Task(Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     label
-        The kind of work that was recognised; `general` when there is no evidence for another.
+        The kind of work that was recognised (`code`, `math`, ...); `general` when none is likely.
     confidence
-        How sure that is, 0 to 1.
+        How likely the likeliest kind is, 0 to 1.
     language
         ISO 639-1 code of the user's text, or None when it cannot be told.
     prompt_tokens
@@ -23,10 +23,10 @@ class Task(Struct, frozen=True, kw_only=True):
     images, tools
         How many images and how many tools the request carries.
     signals
-        The evidence, by name, for people to read.
+        How likely each kind of work is, for people to read.
     """
 
-    label: Literal["code", "general"]
+    label: str
     confidence: float
     language: Literal["en", "es"] | None
     prompt_tokens: int

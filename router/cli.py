@@ -61,6 +61,22 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "config", type=Path, default=QUICKSTART, metavar="FILE", nargs="?", help=text
         )
+    train = command("train", _train, "Train the classifier of tasks from labelled prompts.")
+    evaluate = command("evaluate", _evaluate, "Say how good the classifier is on labelled prompts.")
+    for sub, needed in ((train, False), (evaluate, True)):
+        sub.add_argument(
+            "prompts",
+            type=Path,
+            metavar="FILE",
+            nargs="+" if needed else "*",
+            help="labelled prompts, one JSON object a line, or a directory of such files"
+            + ("" if needed else " (default: those that ship with the project)"),
+        )
+    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write it")
+    train.add_argument("--seed", type=int, default=0, help="the same seed gives the same model")
+    evaluate.add_argument(
+        "--classifier", type=Path, metavar="FILE", help="a trained one, instead of the shipped one"
+    )
     for sub, what in ((serve, "to listen on"), (models, "the service listens on")):
         for key in ("host", "port"):
             noun = "address" if key == "host" else key
@@ -167,6 +183,39 @@ def _plan(options: argparse.Namespace) -> int:
     plan = make_plan(_read_with_files(options), _base(options))
     sys.stdout.write(shown(plan))
     return 1 if plan.problems else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from router.training import data
+    from router.training.train import train
+
+    try:
+        rows = data.read(options.prompts or [data.PROMPTS])
+        classifier = train(rows, options.seed)
+    except (OSError, ValueError, data.BadRow) as error:
+        sys.stderr.write(f"axion: {error}.\n")
+        return 1
+    classifier.save(options.out)
+    sys.stdout.write(f"{options.out}: {json.dumps(classifier.card, indent=1)}\n")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from router.classifier import WEIGHTS, DamagedWeights, load
+    from router.training import data
+    from router.training.evaluate import report
+
+    try:
+        rows = data.read(options.prompts)
+        classifier = load(options.classifier or WEIGHTS)
+    except (OSError, data.BadRow, DamagedWeights) as error:
+        sys.stderr.write(f"axion: {error}.\n")
+        return 1
+    if not rows:
+        sys.stderr.write("axion: no prompt in there has one of the known tasks.\n")
+        return 1
+    sys.stdout.write(report(classifier, rows))
+    return 0
 
 
 def _running_states(settings: Settings) -> dict[str, str]:

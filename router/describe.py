@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from policies import Task
-from router import features, tokens
+from router import classifier, features, tokens
 from router.words import Request, Turn
 
 TURN_TOKENS = 5
@@ -21,9 +21,12 @@ IMAGE_TOKENS = 256
 TOOL_CHARS_PER_TOKEN = 4
 """Characters of the tools' JSON per token."""
 
+SURE = 0.4
+"""Least probability of a task; below it, a request is `general`, and no rule for a task applies."""
+
 _FOLLOW_UP_WORDS = 12  # a longer turn stands for itself
-_EARLIER_TURNS = 4  # how far back a short one can refer
-_CONTEXT_SHARE = 0.5  # what evidence is worth that the user did not write
+_EARLIER_TURNS = 4  # how far back a short one can refer,
+_EARLIER_CHARS = 300  # and how much of each of those turns says what it is about
 
 # How a turn begins, or what it says, that goes on with what was said before it.
 _FOLLOW_UP = re.compile(
@@ -40,26 +43,37 @@ _FOLLOW_UP = re.compile(
 
 def describe(request: Request) -> Task:
     """Return what `request` is, from its text alone. Never raises."""
-    evidence = _evidence(request.turns)
-    score = sum(evidence.values())
-    is_code = score > features.THRESHOLD - 1e-9  # 0.6 + 0.4 may be a little less than 1
-    last = _last_user(request.turns)
+    text = subject(request.turns)
+    likely = classifier.shipped().probabilities(text) if text.strip() else {}
+    label = max(likely, key=likely.__getitem__, default="general")
+    confidence = likely.get(label, 0.0)
     images = sum(turn.images for turn in request.turns)
     return Task(
-        label="code" if is_code else "general",
-        confidence=_confidence(score),
-        language=features.language(request.turns[last].text) if last is not None else None,
+        label=label if confidence >= SURE else "general",
+        confidence=round(confidence, 2),
+        language=features.language(text),
         prompt_tokens=_prompt_tokens(request, images),
         output_tokens=request.output_tokens,
         images=images,
         tools=request.tools,
-        signals=dict(evidence),
+        signals={task: round(share, 3) for task, share in likely.items() if share >= 0.05},
     )
 
 
-def _confidence(score: float) -> float:
-    """Return how sure a label is: a half at the threshold, more with distance."""
-    return round(1 / (1 + math.exp(-3 * abs(score - features.THRESHOLD))), 2)
+def subject(turns: Sequence[Turn]) -> str:
+    """Return the text that says what is asked for.
+
+    It is the user's last turn. A short one that goes on with what was said before ("now fix it")
+    has the turns that it goes on with before it. System prompts say nothing of the task: they are
+    about every task of a program. Nor do results of tools, which are material.
+    """
+    asked = [turn.text for turn in turns if turn.role == "user"]
+    if not asked:
+        return ""
+    parts = [asked.pop()]
+    while asked and len(parts) <= _EARLIER_TURNS and _is_follow_up(parts[0]):
+        parts.insert(0, asked.pop()[:_EARLIER_CHARS])
+    return "\n".join(parts)
 
 
 def _prompt_tokens(request: Request, images: int) -> int:
@@ -70,45 +84,9 @@ def _prompt_tokens(request: Request, images: int) -> int:
     return prompt + template + tools + images * IMAGE_TOKENS
 
 
-def _evidence(turns: Sequence[Turn]) -> dict[str, float]:
-    """Return the evidence for and against code in the user's last task.
-
-    The last user turn decides. A short one that goes on with what was said before ("now fix it")
-    inherits the evidence of the turns it goes on with. What is not the user's counts half: answers
-    and results of tools. System prompts do not count: they are about every task of a program.
-    """
-    last = _last_user(turns)
-    if last is None:
-        return {}
-    found = features.evidence(turns[last].text)
-    if last + 1 < len(turns):
-        _inherit(found, "since then", features.evidence(turns[-1].text), _CONTEXT_SHARE)
-    if not _is_follow_up(turns[last].text):
-        return found
-    for turn in reversed(turns[max(0, last - _EARLIER_TURNS) : last]):
-        if turn.role == "user":
-            _inherit(found, "earlier", features.evidence(turn.text), 1.0)
-            if not _is_follow_up(turn.text):
-                break
-        elif turn.role in ("assistant", "tool", "function"):
-            _inherit(found, "earlier answer", features.evidence(turn.text), _CONTEXT_SHARE)
-        if sum(found.values()) >= features.THRESHOLD:
-            break  # enough
-    return found
-
-
-def _last_user(turns: Sequence[Turn]) -> int | None:
-    return next((i for i in reversed(range(len(turns))) if turns[i].role == "user"), None)
-
-
 def _is_follow_up(text: str) -> bool:
     """Return whether `text` only makes sense after what was said before it."""
     if len(text) > 20 * _FOLLOW_UP_WORDS:
         return False
     words = features.fold(text).lstrip("¿¡")
     return words.count(" ") < _FOLLOW_UP_WORDS and bool(_FOLLOW_UP.search(words))
-
-
-def _inherit(found: dict[str, float], whose: str, evidence: dict[str, float], share: float) -> None:
-    for name, weight in evidence.items():
-        found.setdefault(f"{whose}: {name}", weight * share)

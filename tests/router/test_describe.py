@@ -1,6 +1,6 @@
 """From a conversation to a task: which turns count, and how many tokens they are.
 
-What counts as evidence in one text is in test_features.py.
+What task a text is, is in test_classifier.py.
 """
 
 import itertools
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from config import read
+import router.describe
 from policies import Candidate, decide
 from router import tokens
-from router.describe import IMAGE_TOKENS, TURN_TOKENS, describe
+from router.describe import IMAGE_TOKENS, TURN_TOKENS, describe, subject
 from router.words import Request, Turn
 
 ROOT = Path(__file__).parents[2]
@@ -40,18 +41,19 @@ def test_one_question_is_described():
     assert task.language == "es"
     assert task.output_tokens == 50
     assert (task.images, task.tools) == (0, 0)
-    assert task.signals["programming term"] == 1.0
+    assert task.signals["code"] == pytest.approx(task.confidence, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("turns", "label"),
     [
-        ([("user", CODE), ("assistant", CODE_ANSWER), ("user", FRANCE)], "general"),
+        ([("user", CODE), ("assistant", CODE_ANSWER), ("user", FRANCE)], "qa"),
         ([("user", FRANCE), ("assistant", "Paris."), ("user", CODE)], "code"),
         ([("user", FRANCE), ("user", CODE)], "code"),
-        ([("user", CODE), ("user", FRANCE)], "general"),
+        ([("user", CODE), ("user", FRANCE)], "qa"),
         ([("user", CODE), ("assistant", "Here:")], "code"),  # the answer is to be continued
-        ([("user", CODE), ("assistant", CODE_ANSWER), ("user", "Thanks!")], "general"),
+        ([("user", CODE), ("assistant", CODE_ANSWER), ("user", "Thanks!")], "chat"),
+        ([("user", FRANCE), ("tool", f"{CODE_ANSWER}\n{TRACE}")], "qa"),  # it is material
     ],
 )
 def test_the_last_turn_of_the_user_decides(turns, label):
@@ -62,14 +64,8 @@ def test_the_last_turn_of_the_user_decides(turns, label):
 def test_a_system_prompt_does_not_count(role):
     task = described((role, f"You only answer in Python.\n{CODE_ANSWER}"), ("user", "Hello"))
 
-    assert (task.label, task.signals) == ("general", {})
-
-
-@pytest.mark.parametrize("role", ["system", "developer"])
-def test_a_follow_up_inherits_nothing_from_a_system_prompt(role):
-    task = described((role, CODE), ("user", "now fix it"))
-
-    assert (task.label, task.signals) == ("general", {})
+    assert task.label == "chat"
+    assert task.signals == described(("user", "Hello")).signals
 
 
 @pytest.mark.parametrize(
@@ -90,13 +86,11 @@ def test_a_follow_up_inherits_nothing_from_a_system_prompt(role):
         "hazlo más corto",
     ],
 )
-def test_a_follow_up_inherits_the_evidence_of_what_it_goes_on_with(text):
-    after_code = described(("user", CODE), ("assistant", CODE_ANSWER), ("user", text))
-    after_talk = described(("user", FRANCE), ("assistant", "Paris."), ("user", text))
+def test_a_follow_up_is_about_what_it_goes_on_with(text):
+    turns = (Turn("user", CODE), Turn("assistant", CODE_ANSWER), Turn("user", text))
 
-    assert after_code.label == "code"
-    assert any(name.startswith("earlier") for name in after_code.signals)
-    assert after_talk.label == "general"
+    assert subject(turns) == f"{CODE}\n{text}"
+    assert described(("user", CODE), ("assistant", CODE_ANSWER), ("user", text)).label == "code"
 
 
 @pytest.mark.parametrize(
@@ -111,58 +105,31 @@ def test_a_follow_up_inherits_the_evidence_of_what_it_goes_on_with(text):
         "now " + "x" * 240,  # few words, but not a short text
     ],
 )
-def test_a_turn_that_stands_for_itself_inherits_nothing(text):
-    task = described(("user", CODE), ("assistant", CODE_ANSWER), ("user", text))
+def test_a_turn_that_stands_for_itself_is_read_alone(text):
+    turns = (Turn("user", CODE), Turn("assistant", CODE_ANSWER), Turn("user", text))
 
-    assert task.label == "general"
-    assert not any(name.startswith("earlier") for name in task.signals)
+    assert subject(turns) == text
 
 
 def test_follow_ups_in_a_row_reach_back_to_the_task_they_are_about():
-    task = described(
-        ("user", CODE),
-        ("assistant", "Done."),
-        ("user", "now make it faster"),
-        ("assistant", "Done."),
-        ("user", "and shorter"),
-    )
+    later = ["now make it faster", "and shorter"]
+    turns = [Turn("user", CODE), *(Turn("user", text) for text in later)]
 
-    assert task.label == "code"
-    assert task.signals["earlier: asks for a function"] == 1.0
+    assert subject(turns) == "\n".join([CODE, *later])
+    far = [Turn("user", CODE), *(Turn("user", "now fix it") for _ in range(9))]
+    assert CODE not in subject(far)
+
+
+def test_of_a_long_turn_a_follow_up_keeps_the_beginning():
+    turns = (Turn("user", CODE + "x" * 5000), Turn("user", "now fix it"))
+
+    assert len(subject(turns)) < 400
 
 
 def test_a_follow_up_reaches_no_further_than_the_turn_it_goes_on_with():
-    task = described(
-        ("user", CODE),
-        ("assistant", "Done."),
-        ("user", FRANCE),
-        ("assistant", "Paris."),
-        ("user", "and of Spain?"),
-    )
+    turns = (Turn("user", CODE), Turn("user", FRANCE), Turn("user", "and of Spain?"))
 
-    assert task.label == "general"
-
-
-def test_what_the_user_did_not_write_counts_half():
-    alone = described(("user", TRACE)).signals
-    result = described(("user", "Look at my notes"), ("tool", TRACE)).signals
-    answer = described(("user", "Hello"), ("assistant", TRACE), ("user", "why?")).signals
-
-    assert alone["stack trace"] == 1.0
-    assert result["since then: stack trace"] == 0.5
-    assert answer["earlier answer: stack trace"] == 0.5
-
-
-def test_one_piece_of_evidence_in_the_result_of_a_tool_is_not_enough():
-    data = ("tool", '{"temperature_c": 20, "wind_speed": 3}')
-
-    assert described(("user", "What's the weather in Madrid?"), data).label == "general"
-
-
-def test_code_in_the_result_of_a_tool_is_code():
-    result = ("tool", f"{CODE_ANSWER}\n{TRACE}")
-
-    assert described(("user", "Look at my notes"), result).label == "code"
+    assert subject(turns) == f"{FRANCE}\nand of Spain?"
 
 
 @pytest.mark.parametrize(
@@ -176,11 +143,10 @@ def test_code_in_the_result_of_a_tool_is_code():
         [("assistant", CODE_ANSWER)],
     ],
 )
-def test_without_words_of_the_user_there_is_no_evidence(turns):
+def test_without_words_of_the_user_there_is_no_task(turns):
     task = described(*turns)
 
-    assert (task.label, task.language, task.signals) == ("general", None, {})
-    assert task.confidence > 0.9
+    assert (task.label, task.confidence, task.language, task.signals) == ("general", 0, None, {})
 
 
 @pytest.mark.parametrize(
@@ -198,21 +164,15 @@ def test_the_language_is_that_of_the_last_turn_of_the_user(turns, language):
     assert described(*turns).language == language
 
 
-def test_confidence_is_a_half_where_evidence_is_just_enough_and_grows_with_distance():
-    none = described(("user", "Good morning"))
-    little = described(("user", "I have an idea for a plugin"))
-    enough = described(("user", "import os"))
-    plenty = described(("user", CODE))
+def test_a_task_that_is_not_likely_enough_is_none(monkeypatch):
+    sure = described(("user", CODE))
+    monkeypatch.setattr(router.describe, "SURE", 1.1)
 
-    assert [task.label for task in (none, little, enough, plenty)] == [
-        "general",
-        "general",
-        "code",
-        "code",
-    ]
-    assert enough.confidence == 0.5
-    assert 0.5 < little.confidence < none.confidence < 1
-    assert 0.9 < plenty.confidence <= 1
+    unsure = described(("user", CODE))
+
+    assert (sure.label, unsure.label) == ("code", "general")
+    assert sure.confidence == unsure.confidence > 0.5
+    assert unsure.signals["code"] > 0.5
 
 
 def test_the_prompt_is_every_turn_and_what_the_template_adds():
@@ -303,7 +263,7 @@ def test_ten_megabytes_of_anything_are_counted_in_bounded_time(unit):
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ud800" * 40_000, "\ud83d\ude42"])
 def test_lone_surrogates_do_not_raise(text):
     assert tokens.count(text) > 0
-    assert described(("user", text)).label == "general"
+    assert described(("user", text)).prompt_tokens > 0
 
 
 def test_a_megabyte_of_spaces_does_not_overflow_the_stack():
@@ -335,15 +295,16 @@ def reason_in_the_quickstart(text, *, broken="", **facts):
     return decide(described(("user", text), **facts), candidates, settings.routing).reason
 
 
-@pytest.mark.parametrize(("text", "evidence"), table_after("These go to the coder:"))
-def test_what_the_documentation_calls_code_is_code(text, evidence):
-    assert reason_in_the_quickstart(text) == f"rule code: code ({evidence}) -> qwen_coder"
+@pytest.mark.parametrize(("text",), table_after("These go to the coder:"))
+def test_what_the_documentation_calls_code_is_code(text):
+    assert reason_in_the_quickstart(text).startswith("rule code: code (")
 
 
 @pytest.mark.parametrize(
-    ("text", "why_not"), table_after("These are near misses, and do not:"), ids=str
+    ("text", "task"), table_after("These are near misses, and do not:"), ids=str
 )
-def test_what_the_documentation_calls_a_near_miss_is_not_code(text, why_not):
+def test_what_the_documentation_calls_a_near_miss_is_not_code(text, task):
+    assert described(("user", text)).label == task
     assert reason_in_the_quickstart(text) == "no rule applies: the default -> phi4_fast"
 
 
