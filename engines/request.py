@@ -10,15 +10,21 @@ from engines.protocol import Endpoint, Refused
 
 _ADVICE = (
     (
-        "--enable-auto-tool-choice",
+        r"--enable-auto-tool-choice",
         "This model is not set up for tools: set its `tool_parser` in the configuration.",
     ),
-    ("--trust-request-chat-template", "A chat template from a client is not accepted."),
-    ("--enable-prompt-embeds", "A prompt of embeddings is not accepted."),
-    ("--allowed-local-media-path", "A file of the server is not accepted as an image."),
-    ("--allowed-media-domains", "An image from this address is not accepted."),
+    (r"--trust-request-chat-template", "A chat template from a client is not accepted."),
+    (r"--enable-prompt-embeds", "A prompt of embeddings is not accepted."),
+    (r"--allowed-local-media-path", "A file of the server is not accepted as an image."),
+    (r"--allowed-media-domains", "An image from this address is not accepted."),
+    (r"--[a-z]+-", "This service does not offer that."),
+    (r"^\d+ validation errors? for", "A part of a message is of a kind that is not known."),
+    (r"\w\(\) ", "The chat template cannot be used with these arguments."),
 )
-"""What to say instead of a message that names a command-line option of vLLM's own server."""
+"""What to say instead of messages that are about options, functions or types of vLLM's own."""
+
+_GRAMMAR = re.compile("(?i)grammar|schema|regex|pointer|ebnf|recursion|structured|json")
+_NO_GRAMMAR = "cannot be made into a grammar: it is broken, endless, or has what is not supported."
 
 # fmt: off
 _WORDS = frozenset((
@@ -28,6 +34,8 @@ _WORDS = frozenset((
 ))
 # fmt: on
 """Values that a message may name, because the API itself does."""
+
+_DETAILS = re.compile(r"(?s) \(parameter=.*\)$")  # vLLM's, with the value at fault
 
 _VALUE_CHARS = 3  # a shorter value may be in a message by chance,
 _TEXT_CHARS = 20  # and so may a shorter text of the conversation
@@ -82,18 +90,33 @@ def read_request(endpoint: Endpoint, body: bytes, max_model_len: int | None = No
 
 def refusal(message: str, param: str | None, fields: Any) -> Refused:
     """Return the refusal for what vLLM says, without the client's own text."""
-    for option, advice in _ADVICE:
-        if option in message:
+    message = _DETAILS.sub("", message)
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, message):
             return Refused(advice, param=param)
+    asked = grammar_of(fields)
+    if asked and _GRAMMAR.search(message) and not (param or "").startswith(asked):
+        # The compilers of grammars quote what they could not read, in parts.
+        return Refused(f"`{asked}` {_NO_GRAMMAR}", param=asked)
     first = message.partition(" ")[0].strip("`'")
     if param is None and first in fields:
         param = first
     return Refused(_without_values(message, param, fields), param=param)
 
 
+def grammar_of(fields: Any) -> str | None:
+    """Return the field of a request that makes its answer follow a grammar, or None."""
+    names = ("structured_outputs", "response_format")
+    return next((name for name in names if isinstance(fields.get(name), dict)), None)
+
+
 def _first_finding(error: Any, fields: dict[str, Any]) -> Refused:
-    """Return the first of pydantic's findings."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    """Return pydantic's finding that says most."""
+    findings = error.errors(include_url=False, include_input=False)
+    # It tells what is wrong with each kind of message: the role, what else that kind must have.
+    wrong = [each for each in findings if each["type"] != "missing"]
+    inside = [each for each in wrong if each["loc"] and each["loc"][-1] not in ("role", "type")]
+    first = (inside or wrong or findings)[0]
     param = _path(first["loc"], fields, first["type"] == "missing")
     cause = first.get("ctx", {}).get("error")
     param = getattr(cause, "parameter", None) or param
@@ -129,7 +152,8 @@ def _without_values(message: str, param: str | None, fields: Any) -> str:
     They may be private, and clients look for words such as `429` and `rate limit` in a message.
     """
     field = (param or "").partition(".")[0].partition("[")[0]
-    at_fault = fields.get(field, fields) if isinstance(fields, dict) else fields
+    # The model's name is the service's own word.
+    at_fault = fields.get(field) or {name: fields[name] for name in fields if name != "model"}
     found = {leaf for leaf in _leaves(at_fault) if leaf in message and leaf not in _WORDS}
     for leaf in sorted(found, key=len, reverse=True):
         message = re.sub(rf"(?<!\w){re.escape(leaf)}(?!\w)", "...", message)

@@ -36,7 +36,7 @@ from engines import child, cores, cpu
 from engines.memory import weights_bytes
 from engines.need import kv_cache_bytes
 from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
-from engines.request import read_request, refusal
+from engines.request import grammar_of, read_request, refusal
 
 log = logging.getLogger("axion.vllm")
 
@@ -504,7 +504,8 @@ class VllmEngine:
         if self.failure is not None:
             return self._broken()
         message, status = str(envelope["message"]), int(envelope["code"])
-        if status >= 500 and status != _NOT_IMPLEMENTED:
+        fields = msgspec.json.decode(body)
+        if status >= 500 and status != _NOT_IMPLEMENTED and not grammar_of(fields):
             # The engine is sound, so it is no use to tell the client to try again.
             return RuntimeError(
                 f"{self._name}: vLLM could not answer: {message or 'no reason given'}"
@@ -512,7 +513,9 @@ class VllmEngine:
         if re.search("maximum context length|max_model_len", message):
             field = "messages" if endpoint == "chat" else "prompt"
             return Refused(message, param=field, code="context_length_exceeded")
-        return refusal(message, envelope["param"], msgspec.json.decode(body))
+        if status >= 500:
+            message = "grammar"  # an endless one, say; the engine is sound
+        return refusal(message, envelope["param"], fields)
 
 
 def _clause(error: Exception) -> str:

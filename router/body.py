@@ -11,8 +11,11 @@ from msgspec import Meta, Raw, Struct
 ITEMS_MAX = 2048
 """Most messages, parts of a message, and tools: checking as many takes about 50 ms."""
 
-PROMPTS_MAX = 128
-"""Most prompts in one completion: each is a request of its own to the engine."""
+SCHEMA_BYTES = 65_536
+"""Largest schema, grammar or list of choices: the engine compiles it before it answers anybody."""
+
+ANSWERS_MAX = 128
+"""Most answers of one request: each takes a place in the engine's own queue."""
 
 _WHOLE_MAX = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
 
@@ -21,6 +24,7 @@ Count = Annotated[int, Meta(ge=0, le=_WHOLE_MAX)]
 Some = Annotated[int, Meta(ge=1, le=_WHOLE_MAX)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Word = Annotated[str, Meta(max_length=500)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -55,7 +59,7 @@ class Body(Struct, kw_only=True):
     top_p: Share | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Share | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Annotated[int, Meta(ge=1, le=ANSWERS_MAX)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=1000)] | None = None
@@ -64,11 +68,14 @@ class Body(Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
 
     # Where it ends, and what comes with it.
-    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    stop: Word | Annotated[list[Word], Meta(max_length=4)] | None = None
+    bad_words: Annotated[list[Word], Meta(max_length=128)] | None = None
+    response_format: Raw = Raw()
+    structured_outputs: Raw = Raw()
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=ITEMS_MAX)] | None = None
-    allowed_token_ids: list[TokenId] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(max_length=200_000)] | None = None
     min_tokens: Count | None = None
-    prompt_logprobs: Annotated[int, Meta(ge=-1, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=_WHOLE_MAX)] | None = None
 
 

@@ -51,6 +51,7 @@ CODES: dict[str, Code] = {
     "decimal_above_max_value": Code(400, _CLIENT, "A number is too large; see the message."),
     "decimal_below_min_value": Code(400, _CLIENT, "A number is too small; see the message."),
     "array_above_max_length": Code(400, _CLIENT, "A list has too many entries; see the message."),
+    "string_above_max_length": Code(400, _CLIENT, "A text is too long; see the message."),
     "empty_array": Code(400, _CLIENT, "`messages` is empty. Send at least one message."),
     "context_length_exceeded": Code(
         400,

@@ -5,7 +5,15 @@ from typing import Any
 
 import msgspec
 
-from router.body import ITEMS_MAX, PROMPTS_MAX, Body, ChatBody, CompletionBody, Message
+from router.body import (
+    ANSWERS_MAX,
+    ITEMS_MAX,
+    SCHEMA_BYTES,
+    Body,
+    ChatBody,
+    CompletionBody,
+    Message,
+)
 from router.errors import ApiError
 from router.words import Endpoint, Request, Turn
 
@@ -71,6 +79,10 @@ def _from_chat(chat: ChatBody) -> Request:
 
 def _shared(body: Body) -> dict[str, Any]:
     """Return the fields of `Request` that both endpoints have."""
+    for name in ("response_format", "structured_outputs"):
+        if len(bytes(getattr(body, name))) > SCHEMA_BYTES:
+            message = f"Invalid '{name}': too large. Expected at most {SCHEMA_BYTES} bytes of JSON."
+            raise ApiError(message, "invalid_value", param=name)
     # An engine would read these keys as numbers; msgspec only bounds their values.
     if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in body.logit_bias or ()):
         message = "Invalid 'logit_bias': every key must be a token id, a whole number in quotes."
@@ -96,26 +108,31 @@ def _turn(message: Message) -> Turn:
 def _from_completion(body: bytes) -> Request:
     completion = _completion.decode(body)
     prompt = completion.prompt
-    if not prompt:
+    # A list of numbers is one prompt; every other list is one of prompts.
+    prompts: list[Any] = prompt if isinstance(prompt, list) and not _is_ids(prompt) else [prompt]
+    for index, each in enumerate(prompts):
+        if isinstance(each, int):
+            message = "Invalid 'prompt': it mixes texts and token ids. Expected one kind."
+            raise ApiError(message, "invalid_type", param="prompt")
+        if not each:
+            param = f"prompt[{index}]" if prompts is prompt else "prompt"
+            raise ApiError(f"`{param}` is empty.", "invalid_value", param=param)
+    if not prompts:
         raise ApiError("`prompt` is empty.", "invalid_value", param="prompt")
-    if isinstance(prompt, list) and not isinstance(prompt[0], int) and len(prompt) > PROMPTS_MAX:
-        raise _out_of_bounds("array", "<=", f"{PROMPTS_MAX} entries", "prompt")
-    if isinstance(prompt, str):
-        text = prompt
-    else:
-        texts = [part if isinstance(part, str) else _stand_in(part) for part in prompt]
-        text = max(texts, key=len) if isinstance(prompt[0], str | list) else "".join(texts)
+    if len(prompts) * (completion.n or 1) > ANSWERS_MAX:
+        raise _out_of_bounds("array", "<=", f"{ANSWERS_MAX} prompts, times `n`", "prompt")
+    # Of token ids it is enough to count them: `router.tokens` takes " ." for one token.
+    texts = [each if isinstance(each, str) else " ." * len(each) for each in prompts]
     return Request(
         endpoint="completions",
         **_shared(completion),
-        turns=(Turn("user", text),),
+        turns=(Turn("user", max(texts, key=len)),),
         output_tokens=completion.max_tokens or 0,
     )
 
 
-def _stand_in(ids: int | list[int]) -> str:
-    """Return a text that `router.tokens` counts as one token for each id, and that says nothing."""
-    return " ." * (len(ids) if isinstance(ids, list) else 1)
+def _is_ids(prompt: list[Any]) -> bool:
+    return bool(prompt) and all(isinstance(each, int) for each in prompt)
 
 
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -125,6 +142,7 @@ _BOUND = re.compile(
 )
 
 _CODES = {"int": "integer", "float": "decimal"}
+_LONG = {"array": "array", "str": "string"}  # what has a length, in the words of OpenAI's codes
 
 
 def _explained(text: str) -> ApiError:
@@ -142,7 +160,7 @@ def _explained(text: str) -> ApiError:
         message = f"You must provide `{param}`.{hint}"
         return ApiError(message, "missing_required_parameter", param=param)
     if bound := _BOUND.match(what):
-        limit = bound["to"] + " entries" * (bound["kind"] == "array")
+        limit = bound["to"] + {"array": " entries", "str": " characters"}.get(bound["kind"], "")
         return _out_of_bounds(bound["kind"], bound["relation"], limit, path)
     what = what.replace("Expected", "expected", 1)
     if not path:
@@ -158,9 +176,9 @@ def _out_of_bounds(kind: str, relation: str, bound: str, path: str) -> ApiError:
     is_max = "<" in relation
     side = "above maximum" if is_max else "below minimum"
     bound = bound.removesuffix(".0")
-    if kind == "array":
-        code = f"array_{side.replace('imum', '').replace(' ', '_')}_length"
-        what = f"array too long. Expected at most {bound}"
+    if kind in _LONG:
+        code = f"{_LONG[kind]}_above_max_length"
+        what = f"{_LONG[kind]} too long. Expected at most {bound}"
     else:
         code = f"{_CODES[kind]}_{side.replace('imum', '').replace(' ', '_')}_value"
         what = f"{_CODES[kind]} {side} value. Expected a value {relation} {bound}"

@@ -249,6 +249,30 @@ def test_a_wrong_stream_is_refused_before_its_model_is_loaded(service, wrong, pa
     assert state(service, "qwen_coder")["state"] == "cold"
 
 
+def schema(json_schema):
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": json_schema}}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"structured_outputs": {"grammar": "root ::= root"}},
+        {"structured_outputs": {"regex": "(429"}},
+        {"response_format": schema({"$ref": "#"})},
+        {"response_format": schema({"$ref": "#/429"})},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_made_into_a_grammar_is_a_400(service, wanted):
+    body = {"model": "phi4_fast", "messages": [HOLA], "max_tokens": 4, **wanted}
+
+    refused = httpx.post(f"{service.url}/v1/chat/completions", json=body, timeout=60)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == next(iter(wanted))
+    assert "429" not in refused.text
+
+
 def test_the_first_request_with_logprobs_compiles_nothing(sdk):
     began = time.monotonic()
     answer = ask(sdk, "Hola", "phi4_fast", logprobs=True, top_logprobs=3)

@@ -22,7 +22,7 @@ def read(endpoint="chat", **fields):
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"messages": [{"content": "x"}]}, "messages[0].role", "You must provide"),
+        ({"messages": [{**HOLA[0], "name": {"a": 1}}]}, "messages[0].name", "valid string"),
         ({"tools": [{"type": "429"}]}, "tools[0].type", "should be 'function'"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "provide"),
         ({"tools": [TOOL], "tool_choice": "429 rate limit"}, "tool_choice", "Only named tools"),
@@ -91,6 +91,41 @@ def test_values_of_the_client_are_taken_out_of_a_message(message, param, shown):
     }
 
     assert refusal(message, param, fields).message == shown
+
+
+@pytest.mark.parametrize(
+    ("message", "fields", "param", "words"),
+    [
+        (
+            "EBNF parser error: '= \"429\" ('",
+            {"structured_outputs": {"grammar": 'root ::= "429" ('}},
+            "structured_outputs",
+            "cannot be made into a grammar",
+        ),
+        (
+            "Pointer '/429' does not exist in the schema",
+            {"response_format": {"json_schema": {"$ref": "#/429"}}},
+            "response_format",
+            "cannot be made into a grammar",
+        ),
+        ("Too many. (parameter=bad_words, value=['429', '429'])", {}, None, "Too many."),
+        ("7 validation errors for ValidatorIterator\n0.429", {}, None, "kind that is not known"),
+        ("Start with --trust-request-mm-kwargs", {}, None, "does not offer that"),
+        ("safe_apply() got multiple values for 429", {}, None, "these arguments"),
+    ],
+)
+def test_messages_that_quote_are_replaced(message, fields, param, words):
+    refused = refusal(message, None, fields)
+
+    assert refused.param == param
+    assert words in refused.message
+    assert "429" not in refused.message
+
+
+def test_the_name_of_the_model_stays_in_a_message():
+    message = "phi4_fast is not a multimodal model"
+
+    assert refusal(message, None, {"model": "phi4_fast"}).message == message
 
 
 def test_options_of_vllm_s_own_server_are_nothing_a_client_can_set():
