@@ -15,10 +15,10 @@ setup: ## install everything into .venv (done by the others when needed)
 serve: setup ## start the service (CONFIG=file.yaml PORT=9000 to change)
 	@exec $(BIN)/axion serve --config $(CONFIG) $(if $(PORT),--port $(PORT))
 
-test: setup ## run every test, with the real engines (about 5 minutes)
+test: setup ## run every test, with the real engines (about 7 minutes)
 	@$(BIN)/python -m pytest
 
-test-fast: setup ## run the tests that need no engine (seconds)
+test-fast: setup ## run the tests that need no engine (under a minute)
 	@$(BIN)/python -m pytest -m "not real"
 
 check: setup ## check format, style, types and the direction of imports

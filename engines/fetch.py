@@ -64,12 +64,17 @@ async def fetch(source: str, base: Path, report: Report) -> Path:
         *(sys.executable, "-P", "-m", "engines.fetch", source, str(base)),
         stdin=asyncio.subprocess.PIPE,  # ends with this process: see `_end_with_parent`
         stdout=asyncio.subprocess.PIPE,
+        limit=2**20,  # of a line, in bytes
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,  # Ctrl-C at a terminal is for the server; it ends this one
     )
     try:
         async for line in cast(asyncio.StreamReader, process.stdout):
-            match msgspec.json.decode(line, type=_Message):
+            try:
+                message = msgspec.json.decode(line, type=_Message)
+            except msgspec.DecodeError:
+                continue  # a library has something to say
+            match message:
                 case _Line(text):
                     report(text)
                 case _Found(directory):

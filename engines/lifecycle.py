@@ -75,7 +75,8 @@ class _Model:
         self.served = 0  # since it is ready
         self.idle_since = 0.0
         self.load_s: float | None = None  # what the last load took
-        self.service_s = 5.0  # a running mean of what requests take
+        self.service_s = 5.0  # a running mean of what requests take,
+        self.measured = 0  # over so many of them
         self.rate = 0.0  # arrivals per second, as of `rate_at`
         self.rate_at = 0.0
 
@@ -226,7 +227,9 @@ class Lifecycle:
             model.idle_since = now
             if model.phase == "ready" and ticket.granted_at is not None:
                 model.failures = 0  # it answers
-                model.service_s += 0.2 * (now - ticket.granted_at - model.service_s)
+                model.measured += 1
+                weight = max(0.2, 1 / model.measured)  # a plain mean at first
+                model.service_s += weight * (now - ticket.granted_at - model.service_s)
         elif ticket in model.waiting:
             model.waiting.remove(ticket)
 

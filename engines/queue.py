@@ -38,15 +38,22 @@ class Queue:
         ticket = min(self._tickets, key=lambda each: each.rank)
         self._tickets.remove(ticket)
         self._served_tag = max(self._served_tag, ticket.rank[1])
-        if len(self._next_tags) > 2 * len(self._tickets):  # forget the groups that are not ahead
-            self._next_tags = {
-                group: tag for group, tag in self._next_tags.items() if tag > self._served_tag
-            }
+        self._forget_groups()
         return ticket
 
     def remove(self, ticket: Ticket) -> None:
         """Let the ticket leave without being served. It must be there."""
         self._tickets.remove(ticket)
+        if self._next_tags.get(ticket.group) == ticket.rank[1] + 1:  # its turn was not used
+            self._next_tags[ticket.group] = ticket.rank[1]
+        self._forget_groups()
+
+    def _forget_groups(self) -> None:
+        """Keep no groups but those that are ahead of others, as soon as there are many."""
+        if len(self._next_tags) > 2 * len(self._tickets):
+            self._next_tags = {
+                group: tag for group, tag in self._next_tags.items() if tag > self._served_tag
+            }
 
     def ahead_of(self, ticket: Ticket) -> int:
         """Return how many are served before it, if nobody comes or leaves."""

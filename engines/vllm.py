@@ -42,6 +42,9 @@ log = logging.getLogger("axion.vllm")
 
 _NOT_IMPLEMENTED = 501
 
+_CLOSE_S = 1.5
+"""Seconds that an engine's process has to end by itself; its memory is wanted back."""
+
 # Variables that the operator has set in the environment stay as they are.
 _ENVIRONMENT = {
     # The worker lives inside the core process: starts in 10 s instead of 16, generates a third
@@ -101,6 +104,7 @@ class VllmStarter:
         # One at a time: vLLM reads the process environment while it starts an engine.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="axion-start")
         self._launches: dict[str, _Launch] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def warm(self, model: ModelSettings, directory: Path) -> None:
         """Read the model's tokenizer and chat template into vLLM's caches. Blocks; never raises.
@@ -145,13 +149,11 @@ class VllmStarter:
         try:
             llm, args = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be cancelled, but without its process it fails and ends at once.
             if not job.cancel():
-                while not starting.done():
-                    launch.kill()
-                    await asyncio.wait({starting}, timeout=0.05)
-                with contextlib.suppress(Exception):
-                    await asyncio.to_thread(starting.result()[0].shutdown)
+                ending = asyncio.create_task(_end(launch, starting))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+                await asyncio.shield(ending)  # goes on by itself if this is cancelled once more
             raise
         engine = VllmEngine(launch, llm)
         try:
@@ -184,6 +186,24 @@ class VllmStarter:
             raise EngineFailed(launch.cause() or _clause(error)) from error
         finally:
             launch.last_words.close()  # the process has its own end
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(pid).kill()
+
+
+async def _end(launch: "_Launch", starting: "asyncio.Future[Any]") -> None:
+    """End a start that nobody waits for any more.
+
+    Its thread cannot be cancelled, but without its process it fails and ends at once.
+    """
+    while not starting.done():
+        launch.kill()
+        await asyncio.wait({starting}, timeout=0.05)
+    with contextlib.suppress(Exception):
+        await asyncio.to_thread(starting.result()[0].shutdown)
 
 
 class _Launch:
@@ -402,7 +422,8 @@ class VllmEngine:
     @property
     def running(self) -> int:
         """See `Engine.running`."""
-        return int(self._llm.output_processor.get_num_unfinished_requests()) if self._llm else 0
+        llm = self._llm  # another thread may ask
+        return int(llm.output_processor.get_num_unfinished_requests()) if llm else 0
 
     @property
     def max_model_len(self) -> int:
@@ -412,7 +433,8 @@ class VllmEngine:
     @property
     def pids(self) -> list[int]:
         """See `Engine.pids`."""
-        manager = self._llm.engine_core.resources.engine_manager if self._llm else None
+        llm = self._llm  # another thread may ask
+        manager = llm.engine_core.resources.engine_manager if llm else None
         return [process.pid for process in manager.processes] if manager else []
 
     def use_threads(self, count: int) -> None:
@@ -446,12 +468,14 @@ class VllmEngine:
         try:
             if handler := self._llm.output_handler:
                 handler.cancel()  # else it logs the end of the process as a failure
-            await asyncio.to_thread(self._llm.shutdown)
+            ending = asyncio.ensure_future(asyncio.to_thread(self._llm.shutdown))
+            await asyncio.wait({ending}, timeout=_CLOSE_S)
+            _kill(pids)
+            await asyncio.wait({ending}, timeout=_CLOSE_S)
+            if ending.done():
+                ending.result()
         except Exception:
             log.exception("%s: the shutdown failed", self._name)
-        for pid in pids:
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(pid).kill()
         self._launch.forget()
         self._serving = {}  # it holds the engine object,
         self._llm = None  # whose finaliser would complain at interpreter exit

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import tempfile
 
+import psutil
 import pytest
 
 from config import ModelSettings
@@ -191,3 +193,22 @@ async def test_a_closed_engine_says_so_and_closing_twice_is_fine(kind, request, 
     assert engine.running == 0
     with pytest.raises(EngineFailed):
         await engine.generate("chat", chat(), "r11")
+
+
+@pytest.mark.real
+async def test_an_engine_that_hangs_is_closed_all_the_same(quickstart_loader):
+    model = ModelSettings(
+        name="hanging",
+        source="quickstart:smollm2-135m-instruct",
+        max_model_len=256,
+        kv_cache_gb=0.05,
+        enforce_eager=True,
+    )
+    engine = await quickstart_loader.start(model, await quickstart_loader.locate(model))
+    (pid,) = engine.pids
+    os.kill(pid, signal.SIGSTOP)
+
+    async with asyncio.timeout(5):
+        await engine.close()
+
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

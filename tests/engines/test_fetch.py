@@ -139,6 +139,19 @@ async def test_what_is_on_this_disk_needs_no_process(tmp_path, monkeypatch):
     assert await fetch(quickstart.SOURCE, tmp_path, print) == tmp_path
 
 
+async def test_what_a_library_prints_is_no_message(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("print('noise ' * 50_000, flush=True)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    with pytest.raises(SourceError) as caught:
+        await fetch("nobody/nothing", tmp_path, print)
+
+    assert "nobody/nothing" in str(caught.value)
+    assert "noise" not in str(caught.value)
+    assert "exit status" not in str(caught.value)
+
+
 def test_fetching_imports_neither_vllm_nor_torch():
     script = "import sys, engines.fetch, engines.sources; from huggingface_hub import *; "
     script += "print({'vllm', 'torch'} & set(sys.modules))"
