@@ -28,6 +28,13 @@ _HEAD_CHARS, _TAIL_CHARS = 1_000, 500
 """What is read of a long text: requests are at its beginning and end, the rest is material."""
 
 _PIECE = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
+_CODE_LINE = re.compile(
+    r"(?m)^\s*(?:def \w+ ?\(|class \w+[(:{ ]|function \w* ?\(|import [\w.{*]+|from [\w.]+ import |"
+    r"#include|#!/|func \w*\(?|fn \w+|fun \w+|(?:public|private|protected|static) [\w<]|"
+    r"(?:const|let|var|val) \w+ ?[:=]|package \w|using [A-Z]\w|namespace |//|/\*|>>> |[$] \w|"
+    r"(?:SELECT|INSERT|UPDATE|CREATE|ALTER|DELETE) [A-Z*\w]|FROM \w+|```\w|Traceback |\s+at [\w.$]+\(|"
+    r"[+-]{3} [ab]/|@@ |<(?:!DOCTYPE|html|div|script|[a-z]+ \w+=)|\}|return |if \(|for \(|while \()"
+)
 _OPTION = re.compile(r"(?m)^\s*\(?[A-Ea-e1-5][).]\s")
 
 SURFACE = (
@@ -37,6 +44,7 @@ SURFACE = (
     "digits",
     "line breaks",
     "punctuation of code",
+    "lines that begin like code",
     "options to choose from",
     "is long",
 )
@@ -83,6 +91,7 @@ def surface(text: str) -> list[float]:
         min(8 * share * sum(map(str.isdigit, seen)), 1.0),
         min(20 * share * seen.count("\n"), 1.0),
         min(8 * share * sum(map(seen.count, "{}[]();=<>_")), 1.0),
+        min(len(_CODE_LINE.findall(seen)), 3) / 2,
         float(len(_OPTION.findall(seen)) >= 2),
         float(size > 600),
     ]

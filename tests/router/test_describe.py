@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from config import read
 import router.describe
+from config import read
 from policies import Candidate, decide
 from router import tokens
 from router.describe import IMAGE_TOKENS, TURN_TOKENS, describe, subject
@@ -295,7 +295,7 @@ def reason_in_the_quickstart(text, *, broken="", **facts):
     return decide(described(("user", text), **facts), candidates, settings.routing).reason
 
 
-@pytest.mark.parametrize(("text",), table_after("These go to the coder:"))
+@pytest.mark.parametrize("text", [row[0] for row in table_after("These go to the coder:")])
 def test_what_the_documentation_calls_code_is_code(text):
     assert reason_in_the_quickstart(text).startswith("rule code: code (")
 
