@@ -29,13 +29,15 @@ _HEAD_CHARS, _TAIL_CHARS = 1_000, 500
 
 _PIECE = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 _CODE_LINE = re.compile(
-    r"(?m)^\s*(?:def \w+ ?\(|class \w+[(:{ ]|function \w* ?\(|import [\w.{*]+|from [\w.]+ import |"
-    r"#include|#!/|func \w*\(?|fn \w+|fun \w+|(?:public|private|protected|static) [\w<]|"
-    r"(?:const|let|var|val) \w+ ?[:=]|package \w|using [A-Z]\w|namespace |//|/\*|>>> |[$] \w|"
-    r"(?:SELECT|INSERT|UPDATE|CREATE|ALTER|DELETE) [A-Z*\w]|FROM \w+|```\w|Traceback |\s+at [\w.$]+\(|"
-    r"[+-]{3} [ab]/|@@ |<(?:!DOCTYPE|html|div|script|[a-z]+ \w+=)|\}|return |if \(|for \(|while \()"
+    r"(?m)^[ \t]*(?:def \w+ ?\(|class \w+[(:{ ]|function \w* ?\(|import [\w.{*]+|"
+    r"from [\w.]+ import |#include|#!/|func \w*\(?|fn \w+|fun \w+|"
+    r"(?:public|private|protected|static) [\w<]|(?:const|let|var|val) \w+ ?[:=]|package \w|"
+    r"using [A-Z]\w|namespace |//|/\*|>>> |[$] \w|"
+    r"(?:SELECT|INSERT|UPDATE|CREATE|ALTER|DELETE) [A-Z*\w]|FROM \w+|```\w|Traceback |"
+    r"at [\w.$]+\(|[+-]{3} [ab]/|@@ |<(?:!DOCTYPE|html|div|script|[a-z]+ \w+=)|\}|return |"
+    r"if \(|for \(|while \()"
 )
-_OPTION = re.compile(r"(?m)^\s*\(?[A-Ea-e1-5][).]\s")
+_OPTION = re.compile(r"(?m)^[ \t]*\(?[A-Ea-e1-5][).]\s")
 
 SURFACE = (
     "length",

@@ -21,7 +21,7 @@ IMAGE_TOKENS = 256
 TOOL_CHARS_PER_TOKEN = 4
 """Characters of the tools' JSON per token."""
 
-SURE = 0.4
+SURE = 0.5
 """Least probability of a task; below it, a request is `general`, and no rule for a task applies."""
 
 _FOLLOW_UP_WORDS = 12  # a longer turn stands for itself
@@ -44,7 +44,8 @@ _FOLLOW_UP = re.compile(
 def describe(request: Request) -> Task:
     """Return what `request` is, from its text alone. Never raises."""
     text = subject(request.turns)
-    likely = classifier.shipped().probabilities(text) if text.strip() else {}
+    has_words = any(map(str.isalnum, classifier.crop(text)))
+    likely = classifier.shipped().probabilities(text) if has_words else {}
     label = max(likely, key=likely.__getitem__, default="general")
     confidence = likely.get(label, 0.0)
     images = sum(turn.images for turn in request.turns)

@@ -94,7 +94,8 @@ servr: 1
         (
             15,
             "routing.rules[0].when.task",
-            'expected one of code, general, found "codee" (did you mean `code`?)',
+            "expected one of code, math, reasoning, writing, qa, chat, extraction, general, "
+            'found "codee" (did you mean `code`?)',
         ),
         (
             15,

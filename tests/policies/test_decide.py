@@ -62,7 +62,7 @@ def refusal_of(asked, candidates):
     ("when", "facts", "because"),
     [
         ({}, {}, "always"),
-        ({"task": "code"}, {"label": "code"}, "code"),
+        ({"task": "code"}, {"label": "code"}, "code (90% sure)"),
         ({"task": "code"}, {"label": "general"}, None),
         ({"task": "general"}, {"label": "general"}, "general"),
         ({"task": "general"}, {"label": "code"}, None),
@@ -87,7 +87,7 @@ def refusal_of(asked, candidates):
         (
             {"task": "code", "prompt_tokens_max": 500, "images": False, "tools": True},
             {"label": "code", "prompt_tokens": 80, "tools": 2},
-            "code, about 80 prompt tokens, no images, 2 tools",
+            "code (90% sure), about 80 prompt tokens, no images, 2 tools",
         ),
         ({"task": "code", "language": "es"}, {"label": "code", "language": "en"}, None),
         ({"prompt_tokens_min": 5, "prompt_tokens_max": 9}, {"prompt_tokens": 10}, None),
@@ -127,9 +127,9 @@ def test_a_rule_takes_the_first_model_it_prefers_that_is_able():
     ]
 
     assert [(each.model, each.reason) for each in seen] == [
-        ("coder", "rule code: code -> coder"),
-        ("medium", "rule code: code -> medium"),
-        ("coder", "rule code: code -> coder; medium skipped: it calls no tools"),
+        ("coder", "rule code: code (90% sure) -> coder"),
+        ("medium", "rule code: code (90% sure) -> medium"),
+        ("coder", "rule code: code (90% sure) -> coder; medium skipped: it calls no tools"),
     ]
 
 
@@ -203,7 +203,7 @@ def test_a_model_that_failed_is_avoided():
     rules = routing(rule("code", "coder", "medium", task="code"))
 
     assert decide(task("code"), candidates, rules).reason == (
-        "rule code: code -> medium; coder skipped: it has failed"
+        "rule code: code (90% sure) -> medium; coder skipped: it has failed"
     )
 
 

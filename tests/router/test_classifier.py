@@ -45,11 +45,11 @@ def test_the_tasks_of_the_regression_set_are_told_as_well_as_they_were(judged):
     rows, truth, likely = judged
     found = likely.argmax(axis=1)
 
-    assert accuracy(truth, found) >= 0.84
-    assert f1(truth, found) >= 0.88
+    assert accuracy(truth, found) >= 0.83
+    assert f1(truth, found) >= 0.87
     for language in ("en", "es"):
         here = numpy.array([row.language == language for row in rows])
-        assert accuracy(truth[here], found[here]) >= 0.82, language
+        assert accuracy(truth[here], found[here]) >= 0.81, language
         assert f1(truth[here], found[here]) >= 0.86, language
 
 

@@ -34,7 +34,7 @@ def described(*turns, endpoint="chat", **facts):
 
 
 def test_one_question_is_described():
-    task = described(("user", "¿Qué hace useEffect?"), output_tokens=50)
+    task = described(("user", "¿Cómo recorro un diccionario en Python?"), output_tokens=50)
 
     assert task.label == "code"
     assert task.confidence > 0.5
