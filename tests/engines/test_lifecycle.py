@@ -561,6 +561,21 @@ def test_an_unload_waits_for_running_requests_and_a_later_request_loads_anew():
     assert late in world.granted
 
 
+def test_a_start_that_was_cancelled_is_not_unloaded_the_next_time():
+    world = World("a")
+    world.slow.add("start")
+    ticket = world.ask("a")
+    world.machine.unload("a")
+    world.leave(ticket)
+    world.machine.cancelled("a")
+    world.slow.clear()
+
+    late = world.ask("a")
+
+    assert late in world.granted
+    assert not [each for each in world.done if each.startswith("stop")]
+
+
 @pytest.mark.parametrize(
     ("before", "said"),
     [
