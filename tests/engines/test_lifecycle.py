@@ -470,6 +470,21 @@ def test_a_wait_for_a_load_is_estimated_from_the_last_one():
     assert world.refused[ticket].retry_after_s == pytest.approx(LOAD_S - 1)
 
 
+def test_a_wait_for_a_place_is_estimated_from_the_first_requests_as_soon_as_they_are_over():
+    models = [ModelSettings(name="a", source="x", max_num_seqs=2)]
+    world = World(models=models, queue_max=5)
+    first = world.ask("a")
+    world.now += 4
+    world.leave(first)
+    held = [world.ask("a") for _ in range(5)]
+
+    assert world.refused[world.ask("a")].retry_after_s == pytest.approx(4 * 3 / 2)
+    world.now += 2
+    world.leave(held[0])  # one of the three that wait runs in its place
+    held.append(world.ask("a"))
+    assert world.refused[world.ask("a")].retry_after_s == pytest.approx((4 + 2) / 2 * 3 / 2)
+
+
 def test_all_models_together_hold_queue_total_max_requests():
     world = World(budget_gib=2, queue_total_max=2)
     world.ask("a")
