@@ -1,7 +1,10 @@
 """Processes that are forked from a template, with a template that imports nothing."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 SCRIPT = """
 import os, signal, time
@@ -55,3 +58,13 @@ def test_a_process_outlives_the_template_and_its_own_end_is_seen(tmp_path):
     )
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.real
+def test_the_template_prints_nothing():
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "CRITICAL"}
+    command = [sys.executable, "-c", "import engines.template"]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
