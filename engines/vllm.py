@@ -35,6 +35,7 @@ from config import ModelSettings
 from engines import child, cores, cpu
 from engines.memory import weights_bytes
 from engines.need import kv_cache_bytes
+from engines.process import Process
 from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
 from engines.request import grammar_of, read_request, refusal
 
@@ -333,7 +334,7 @@ class _Template:
     ) -> BaseProcess:
         """Return the launch's process; vLLM starts it."""
         launch: _Launch = self._here.launch
-        launch.process = self._context.Process(
+        launch.process = Process(
             target=child.run,
             name=name,
             args=(launch.surroundings(), launch.threads, launch.last_words, target),

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -10,7 +10,7 @@ import msgspec
 from litestar import Litestar, MediaType, Request, Response, get, post
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import MutableScopeHeaders
-from litestar.exceptions import InternalServerException
+from litestar.exceptions import InternalServerException, NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.params import Parameter
 from litestar.response import Stream as StreamResponse
@@ -141,11 +141,12 @@ def create_app(service: Service) -> Litestar:
     ) -> dict[str, Any]:
         return _one_model(service, model)
 
-    @get("/v1/models/{model:str}/{rest:str}", include_in_schema=False)
+    # Aliases may have slashes, as in `openai/gpt-4o`.
+    @get("/v1/models/{model:str}/{rest:path}", include_in_schema=False)
     async def model_with_owner(
-        model: Annotated[str, Parameter()], rest: Annotated[str, Parameter()]
+        model: Annotated[str, Parameter()], rest: Annotated[Path, Parameter()]
     ) -> dict[str, Any]:
-        return _one_model(service, f"{model}/{rest}")  # an alias such as `openai/gpt-4o`
+        return _one_model(service, f"{model}{rest}")
 
     @post(
         "/v1/models/{model:str}/load",
@@ -157,11 +158,7 @@ def create_app(service: Service) -> Litestar:
         model: Annotated[str, Parameter(description="A model's name, or an alias of one.")],
     ) -> dict[str, Any]:
         """Answer once it is loaded; other models may have to leave for it."""
-        name = service.catalogue.one(model)
-        with shutdown.admit():
-            async with shutdown.limit():
-                await service.pool.load(name)
-        return service.catalogue.entry(name, service.pool.snapshots())
+        return await _move(service, model, service.pool.load)
 
     @post(
         "/v1/models/{model:str}/unload",
@@ -173,11 +170,16 @@ def create_app(service: Service) -> Litestar:
         model: Annotated[str, Parameter(description="A model's name, or an alias of one.")],
     ) -> dict[str, Any]:
         """Answer once its memory is free; its running requests end first."""
-        name = service.catalogue.one(model)
-        with shutdown.admit():
-            async with shutdown.limit():
-                await service.pool.unload(name)
-        return service.catalogue.entry(name, service.pool.snapshots())
+        return await _move(service, model, service.pool.unload)
+
+    @post("/v1/models/{model:str}/{rest:path}", status_code=200, include_in_schema=False)
+    async def move_with_owner(
+        model: Annotated[str, Parameter()], rest: Annotated[Path, Parameter()]
+    ) -> dict[str, Any]:
+        moves = {"load": service.pool.load, "unload": service.pool.unload}
+        if rest.name not in moves:
+            raise NotFoundException
+        return await _move(service, f"{model}{rest.parent}", moves[rest.name])
 
     @get("/health", operation_class=PlainOperation, summary="Live: the service runs")
     async def health() -> dict[str, str]:
@@ -233,6 +235,7 @@ def create_app(service: Service) -> Litestar:
             model_with_owner,
             load,
             unload,
+            move_with_owner,
             system,
             health,
             ready,
@@ -259,6 +262,17 @@ def create_app(service: Service) -> Litestar:
 
 def _one_model(service: Service, name: str) -> dict[str, Any]:
     target = service.catalogue.resolve(name)
+    return service.catalogue.entry(target, service.pool.snapshots())
+
+
+async def _move(
+    service: Service, name: str, move: Callable[[str], Awaitable[None]]
+) -> dict[str, Any]:
+    """Load or unload the one model that `name` stands for, and return it as it is then."""
+    target = service.catalogue.one(name)
+    with service.shutdown.admit():
+        async with service.shutdown.limit():
+            await move(target)
     return service.catalogue.entry(target, service.pool.snapshots())
 
 

@@ -103,8 +103,23 @@ def test_a_damaged_package_is_seen_and_made_ready_to_be_installed_again(venv, ha
     harm(venv)
 
     assert not install.is_installed()
-    install._remove_damaged()
+    install._remove(install._damaged())
     assert not (venv / "pack-1.0.dist-info").exists()
+
+
+@pytest.mark.parametrize("harmed", [False, True])
+def test_a_removal_is_spoken_of_only_when_something_is_damaged(venv, monkeypatch, capsys, harmed):
+    monkeypatch.setattr(install, "LOG", install.VENV / "install.log")
+    for step in ("_make_venv", "_pip", "_install_torch", "_remove_broken_companions"):
+        monkeypatch.setattr(install, step, lambda *_: None)
+    monkeypatch.setattr(install, "_try_imports", lambda: None)
+    if harmed:
+        (venv / "pack" / "__init__.py").unlink()
+
+    install.install()
+
+    assert ("removing what is damaged" in capsys.readouterr().err) == harmed
+    assert (venv / "pack-1.0.dist-info").exists() != harmed
 
 
 def test_a_package_that_is_gone_or_of_another_version_is_seen(venv):

@@ -212,3 +212,35 @@ async def test_an_engine_that_hangs_is_closed_all_the_same(quickstart_loader):
         await engine.close()
 
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.real
+async def test_an_engine_outlives_its_template_and_the_next_one_gets_another(quickstart_loader):
+    def model(name):
+        return ModelSettings(
+            name=name,
+            source="quickstart:smollm2-135m-instruct",
+            max_model_len=256,
+            kv_cache_gb=0.05,
+            enforce_eager=True,
+        )
+
+    directory = await quickstart_loader.locate(model("early"))
+    early = await quickstart_loader.start(model("early"), directory)
+    os.kill(psutil.Process(early.pids[0]).ppid(), signal.SIGKILL)
+    await asyncio.sleep(1.5)  # vLLM looks at its processes every second
+
+    assert early.failure is None
+    assert isinstance(await early.generate("chat", chat(), "r12"), Answer)
+    late = await quickstart_loader.start(model("late"), directory)
+    assert isinstance(await late.generate("chat", chat(), "r13"), Answer)
+
+    (pid,) = early.pids
+    async with asyncio.timeout(3):
+        await early.close()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    os.kill(late.pids[0], signal.SIGKILL)
+    async with asyncio.timeout(5):
+        while late.failure is None:
+            await asyncio.sleep(0.05)
+    await late.close()

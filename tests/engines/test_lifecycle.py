@@ -470,6 +470,21 @@ def test_a_wait_for_a_load_is_estimated_from_the_last_one():
     assert world.refused[ticket].retry_after_s == pytest.approx(LOAD_S - 1)
 
 
+def test_a_wait_for_a_place_is_estimated_from_the_first_requests_as_soon_as_they_are_over():
+    models = [ModelSettings(name="a", source="x", max_num_seqs=2)]
+    world = World(models=models, queue_max=5)
+    first = world.ask("a")
+    world.now += 4
+    world.leave(first)
+    held = [world.ask("a") for _ in range(5)]
+
+    assert world.refused[world.ask("a")].retry_after_s == pytest.approx(4 * 3 / 2)
+    world.now += 2
+    world.leave(held[0])  # one of the three that wait runs in its place
+    held.append(world.ask("a"))
+    assert world.refused[world.ask("a")].retry_after_s == pytest.approx((4 + 2) / 2 * 3 / 2)
+
+
 def test_all_models_together_hold_queue_total_max_requests():
     world = World(budget_gib=2, queue_total_max=2)
     world.ask("a")
@@ -559,6 +574,21 @@ def test_an_unload_waits_for_running_requests_and_a_later_request_loads_anew():
 
     assert world.done == ["start a", "stop a: asked for", "start a"]
     assert late in world.granted
+
+
+def test_a_start_that_was_cancelled_is_not_unloaded_the_next_time():
+    world = World("a")
+    world.slow.add("start")
+    ticket = world.ask("a")
+    world.machine.unload("a")
+    world.leave(ticket)
+    world.machine.cancelled("a")
+    world.slow.clear()
+
+    late = world.ask("a")
+
+    assert late in world.granted
+    assert not [each for each in world.done if each.startswith("stop")]
 
 
 @pytest.mark.parametrize(

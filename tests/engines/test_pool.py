@@ -319,6 +319,103 @@ async def test_a_request_during_the_unload_waits_for_it_and_loads_anew():
     assert states(pool)["a"] == "ready"
 
 
+async def test_an_unload_during_the_load_takes_no_place_and_ends_what_was_loaded():
+    loader = ScriptedLoader()
+    loader.gates["a"] = asyncio.Event()
+    pool = make_pool(loader, queue_max=1)
+    waiting = asyncio.create_task(use(pool, "a"))
+    await settle()
+
+    unloading = asyncio.create_task(pool.unload("a"))  # the queue is full
+    await settle()
+    assert pool.snapshots()[0].held == 1
+    waiting.cancel()
+    loader.gates["a"].set()
+    await unloading
+
+    assert states(pool)["a"] == "cold"
+    assert loader.engines["a"].failure == "the engine was closed"
+
+
+async def test_whoever_waits_for_a_load_that_is_unloaded_gets_the_next_one():
+    loader = ScriptedLoader()
+    loader.gates["a"] = asyncio.Event()
+    pool = make_pool(loader)
+    waiting = asyncio.create_task(use(pool, "a"))
+    await settle()
+    unloading = asyncio.create_task(pool.unload("a"))
+    await settle()
+
+    loader.gates["a"].set()
+    engine = await waiting
+    await unloading
+
+    assert engine is loader.engines["a"]
+    assert loader.started == ["a", "a"]
+
+
+async def test_an_unload_is_over_when_its_engine_is_gone_also_if_there_is_a_new_one():
+    loader = ScriptedLoader()
+    pool = make_pool(loader)
+    async with pool.lease(Ticket("a")):
+        unloading = asyncio.create_task(pool.unload("a"))
+        await settle()
+        waiting = asyncio.create_task(use(pool, "a"))
+        await settle()
+        assert not unloading.done()
+    async with pool.lease(Ticket("a")):  # the new engine is in use, and stays
+        await waiting
+
+        async with asyncio.timeout(1):
+            await unloading
+
+        assert states(pool)["a"] == "ready"
+
+
+async def test_an_unload_of_what_has_not_begun_to_load_is_over_at_once():
+    loader = ScriptedLoader()
+    pool = make_pool(loader, "ab", budget_gib=1)
+    async with pool.lease(Ticket("a")):
+        waiting = asyncio.create_task(use(pool, "b"))
+        await settle()
+
+        async with asyncio.timeout(1):
+            await pool.unload("b")
+
+        assert states(pool) == {"a": "ready", "b": "loading"}
+    await waiting
+
+
+async def test_an_unload_after_a_load_that_fails_is_over_with_it():
+    loader = ScriptedLoader()
+    loader.gates["a"] = asyncio.Event()
+    loader.errors["a"] = RuntimeError("broken")
+    pool = make_pool(loader)
+    pool.begin_load("a")
+    await settle()
+    unloading = asyncio.create_task(pool.unload("a"))
+    await settle()
+
+    loader.gates["a"].set()
+    await unloading
+
+    assert states(pool)["a"] == "failed"
+
+
+async def test_an_unload_that_takes_too_long_says_what_it_waits_for():
+    loader = ScriptedLoader()
+    pool = make_pool(loader, load_wait_s=0.05)
+    async with pool.lease(Ticket("a")):
+        with pytest.raises(Unavailable) as caught:
+            await pool.unload("a")
+        assert states(pool)["a"] == "draining"
+    await settle()
+
+    assert caught.value.code == "load_timeout"
+    assert "has running requests after 0.05 s" in caught.value.message
+    assert states(pool)["a"] == "cold"
+
+
 async def test_preload_tries_every_marked_model_once_and_a_failure_stops_nothing():
     loader = ScriptedLoader()
     loader.errors["a"] = RuntimeError("broken")

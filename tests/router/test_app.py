@@ -247,6 +247,11 @@ async def test_a_body_that_is_wrong_is_refused_with_the_field_at_fault(client, b
         ("GET", "/docs/nothing.json", "not_found"),
         ("POST", "/docs", "method_not_allowed"),
         ("GET", "/v1/models/qwen_coder/load/x", "not_found"),
+        ("POST", "/v1/models/qwen_coder/lod", "not_found"),
+        ("POST", "/v1/models/some/owner/lod", "not_found"),
+        ("POST", "/v1/models/qwen_coder", "method_not_allowed"),
+        ("GET", "/v1/models/qwen_coder/load", "method_not_allowed"),
+        ("DELETE", "/v1/models/some/owner", "method_not_allowed"),
     ],
 )
 async def test_a_wrong_url_or_method_gets_the_envelope_too(client, method, path, code):
@@ -791,6 +796,27 @@ async def test_what_is_not_one_model_can_be_neither_loaded_nor_unloaded(client, 
     response = await client.post(f"/v1/models/{name}/{verb}")
 
     assert error_of(response)["code"] == code
+
+
+@pytest.mark.parametrize("alias", ["openai/gpt-4o", "hub/openai/gpt-4o"])
+async def test_an_alias_with_slashes_can_be_looked_at_loaded_and_unloaded(make_service, alias):
+    service = make_service(aliases={alias: "qwen_coder"})
+    transport = httpx.ASGITransport(create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
+        seen = await client.get(f"/v1/models/{alias}")
+        loaded = await client.post(f"/v1/models/{alias}/load")
+        unloaded = await client.post(f"/v1/models/{alias}/unload")
+        unknown = [
+            await client.get(f"/v1/models/{alias}o"),
+            await client.post(f"/v1/models/{alias}o/load"),
+            await client.post(f"/v1/models/{alias}o/unload"),
+        ]
+    await service.pool.close()
+
+    assert (seen.json()["id"], seen.json()["state"]) == ("qwen_coder", "cold")
+    assert (loaded.status_code, loaded.json()["state"]) == (200, "ready")
+    assert (unloaded.status_code, unloaded.json()["state"]) == (200, "cold")
+    assert {error_of(response)["code"] for response in unknown} == {"model_not_found"}
 
 
 async def test_users_of_one_key_take_turns(make_service):
