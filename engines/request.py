@@ -24,7 +24,6 @@ _ADVICE = (
 """What to say instead of messages that are about options, functions or types of vLLM's own."""
 
 _GRAMMAR = re.compile("(?i)grammar|schema|regex|pointer|ebnf|recursion|structured|json")
-_NO_GRAMMAR = "cannot be made into a grammar: it is broken, endless, or has what is not supported."
 
 # fmt: off
 _WORDS = frozenset((
@@ -97,11 +96,20 @@ def refusal(message: str, param: str | None, fields: Any) -> Refused:
     asked = grammar_of(fields)
     if asked and _GRAMMAR.search(message) and not (param or "").startswith(asked):
         # The compilers of grammars quote what they could not read, in parts.
-        return Refused(f"`{asked}` {_NO_GRAMMAR}", param=asked)
+        return no_grammar(asked)
     first = message.partition(" ")[0].strip("`'")
     if param is None and first in fields:
         param = first
     return Refused(_without_values(message, param, fields), param=param)
+
+
+def no_grammar(field: str) -> Refused:
+    """Return the refusal of a field that cannot be made into a grammar."""
+    return Refused(
+        f"`{field}` cannot be made into a grammar: it is broken, endless, or has what is not "
+        "supported.",
+        param=field,
+    )
 
 
 def grammar_of(fields: Any) -> str | None:

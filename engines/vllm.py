@@ -37,7 +37,7 @@ from engines.memory import weights_bytes
 from engines.need import kv_cache_bytes
 from engines.process import Process
 from engines.protocol import Answer, Endpoint, EngineFailed, Refused, Reply, Stream
-from engines.request import grammar_of, read_request, refusal
+from engines.request import grammar_of, no_grammar, read_request, refusal
 
 log = logging.getLogger("axion.vllm")
 
@@ -129,8 +129,8 @@ class VllmStarter:
 
     async def start(self, model: ModelSettings, directory: Path) -> "VllmEngine":
         """Return a running engine for the model in `directory`. Cancelling ends its process."""
-        if refusal := cpu.objection(model, directory):
-            raise EngineFailed(refusal)
+        if objection := cpu.objection(model, directory):
+            raise EngineFailed(objection)
         if changed := cpu.resolve_dtype(model, directory)[1]:
             log.info("%s: %s", model.name, changed)
         try:
@@ -530,7 +530,8 @@ class VllmEngine:
             return self._broken()
         message, status = str(envelope["message"]), int(envelope["code"])
         fields = msgspec.json.decode(body)
-        if status >= 500 and status != _NOT_IMPLEMENTED and not grammar_of(fields):
+        asked = grammar_of(fields)
+        if status >= 500 and status != _NOT_IMPLEMENTED and not asked:
             # The engine is sound, so it is no use to tell the client to try again.
             return RuntimeError(
                 f"{self._name}: vLLM could not answer: {message or 'no reason given'}"
@@ -538,8 +539,8 @@ class VllmEngine:
         if re.search("maximum context length|max_model_len", message):
             field = "messages" if endpoint == "chat" else "prompt"
             return Refused(message, param=field, code="context_length_exceeded")
-        if status >= 500:
-            message = "grammar"  # an endless one, say; the engine is sound
+        if status >= 500 and asked:
+            return no_grammar(asked)  # an endless one, say; the engine is sound
         return refusal(message, envelope["param"], fields)
 
 

@@ -83,7 +83,6 @@ def grams(text: str) -> set[str]:
 
 def surface(text: str) -> list[float]:
     """Return what a text looks like, each feature between 0 and about 1; see `SURFACE`."""
-    size = max(len(text), 1)
     seen = crop(text)
     share = 1 / max(len(seen), 1)
     return [
@@ -95,7 +94,7 @@ def surface(text: str) -> list[float]:
         min(8 * share * sum(map(seen.count, "{}[]();=<>_")), 1.0),
         min(len(_CODE_LINE.findall(seen)), 3) / 2,
         float(len(_OPTION.findall(seen)) >= 2),
-        float(size > 600),
+        float(len(text) > 600),
     ]
 
 

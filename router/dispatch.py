@@ -135,7 +135,6 @@ class Dispatcher:
         """Return the answer, or the events of a stream whose first one is there."""
         record = story.record
         while True:
-            story.ticket = story.new_ticket()
             engine = await held.enter_async_context(self._pool.lease(story.ticket))
             try:
                 reply = await engine.generate(record.endpoint, story.body, record.id)
@@ -154,6 +153,7 @@ class Dispatcher:
                 await held.aclose()  # else two models would be held at a time
                 record.reason += f"; {record.model} counted more than its context -> {larger}"
                 record.model = larger
+                story.ticket = story.new_ticket()
 
     def _larger(self, story: "_Story") -> str | None:
         """Return the next model for an `auto` request that was too long for one, or None.

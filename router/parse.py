@@ -173,13 +173,13 @@ def _out_of_bounds(kind: str, relation: str, bound: str, path: str) -> ApiError:
 
     The value itself is not told: clients look for numbers such as 429 in a message.
     """
-    is_max = "<" in relation
-    side = "above maximum" if is_max else "below minimum"
+    above = "<" in relation
     bound = bound.removesuffix(".0")
     if kind in _LONG:
         code = f"{_LONG[kind]}_above_max_length"
         what = f"{_LONG[kind]} too long. Expected at most {bound}"
     else:
-        code = f"{_CODES[kind]}_{side.replace('imum', '').replace(' ', '_')}_value"
+        code = f"{_CODES[kind]}_{'above_max' if above else 'below_min'}_value"
+        side = "above maximum" if above else "below minimum"
         what = f"{_CODES[kind]} {side} value. Expected a value {relation} {bound}"
     return ApiError(f"Invalid '{path}': {what}.", code, param=path)

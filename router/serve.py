@@ -18,7 +18,7 @@ from engines.memory import GIB, budget_bytes
 from engines.plan import make_plan
 from engines.pool import Loader, Pool
 from engines.sources import SourceError, is_local
-from router import tokens
+from router import classifier, tokens
 from router.address import CannotListen, listening, url
 from router.app import Service, create_app
 from router.catalogue import Catalogue
@@ -67,6 +67,7 @@ def serve(settings: Settings, base: Path) -> None:
             log.info("importing vLLM (5 to 10 s)")
         loader = EngineLoader(settings, base)
         tokens.warm()
+        classifier.shipped()
         service = build(settings, base, loader)
         config = uvicorn.Config(
             create_app(service),

@@ -1,6 +1,6 @@
 """Labelled prompts: one JSON object a line.
 
-Needed are `text`, or `messages` as in a chat request, and `task`. `language`, `source` and
+Needed are `text`, or `messages` as in a chat request, and `task`. `language`, `source_group` and
 `near_miss` group the report. The wider format of public collections is read too: `labels.task`,
 `labels.language`, `meta.set`, `meta.near_miss`.
 """

@@ -33,9 +33,7 @@ class Trained:
         for found in all_grams:
             for gram in found:
                 seen[gram] = seen.get(gram, 0) + 1
-        self.vocabulary = sorted(
-            gram for gram, count in seen.items() if count >= SEEN_MIN and "\n" not in gram
-        )
+        self.vocabulary = sorted(gram for gram, count in seen.items() if count >= SEEN_MIN)
         self._rows = {gram: row for row, gram in enumerate(self.vocabulary)}
         self.model = LogisticRegression(
             C=STRENGTH, max_iter=300, class_weight="balanced", random_state=seed

@@ -17,15 +17,19 @@ from engines.protocol import Answer, EngineFailed, Refused, Stream
 REAL = pytest.param("vllm", marks=pytest.mark.real)
 
 
-@pytest.fixture(scope="session")
-async def vllm_engine(quickstart_loader):
-    model = ModelSettings(
-        name="tested",
+def quickstart(name, *, max_model_len=256, kv_cache_gb=0.05):
+    return ModelSettings(
+        name=name,
         source="quickstart:smollm2-135m-instruct",
-        max_model_len=512,
-        kv_cache_gb=0.1,
+        max_model_len=max_model_len,
+        kv_cache_gb=kv_cache_gb,
         enforce_eager=True,
     )
+
+
+@pytest.fixture(scope="session")
+async def vllm_engine(quickstart_loader):
+    model = quickstart("tested", max_model_len=512, kv_cache_gb=0.1)
     engine = await quickstart_loader.start(model, await quickstart_loader.locate(model))
     yield engine
     await engine.close()
@@ -176,13 +180,7 @@ async def test_a_closed_engine_says_so_and_closing_twice_is_fine(kind, request, 
         engine = EchoEngine("closing")
     else:
         loader = request.getfixturevalue("quickstart_loader")
-        model = ModelSettings(
-            name="closing",
-            source="quickstart:smollm2-135m-instruct",
-            max_model_len=256,
-            kv_cache_gb=0.05,
-            enforce_eager=True,
-        )
+        model = quickstart("closing")
         engine = await loader.start(model, await loader.locate(model))
 
     os.rmdir(place)  # nothing is in it
@@ -197,13 +195,7 @@ async def test_a_closed_engine_says_so_and_closing_twice_is_fine(kind, request, 
 
 @pytest.mark.real
 async def test_an_engine_that_hangs_is_closed_all_the_same(quickstart_loader):
-    model = ModelSettings(
-        name="hanging",
-        source="quickstart:smollm2-135m-instruct",
-        max_model_len=256,
-        kv_cache_gb=0.05,
-        enforce_eager=True,
-    )
+    model = quickstart("hanging")
     engine = await quickstart_loader.start(model, await quickstart_loader.locate(model))
     (pid,) = engine.pids
     os.kill(pid, signal.SIGSTOP)
@@ -216,23 +208,14 @@ async def test_an_engine_that_hangs_is_closed_all_the_same(quickstart_loader):
 
 @pytest.mark.real
 async def test_an_engine_outlives_its_template_and_the_next_one_gets_another(quickstart_loader):
-    def model(name):
-        return ModelSettings(
-            name=name,
-            source="quickstart:smollm2-135m-instruct",
-            max_model_len=256,
-            kv_cache_gb=0.05,
-            enforce_eager=True,
-        )
-
-    directory = await quickstart_loader.locate(model("early"))
-    early = await quickstart_loader.start(model("early"), directory)
+    directory = await quickstart_loader.locate(quickstart("early"))
+    early = await quickstart_loader.start(quickstart("early"), directory)
     os.kill(psutil.Process(early.pids[0]).ppid(), signal.SIGKILL)
     await asyncio.sleep(1.5)  # vLLM looks at its processes every second
 
     assert early.failure is None
     assert isinstance(await early.generate("chat", chat(), "r12"), Answer)
-    late = await quickstart_loader.start(model("late"), directory)
+    late = await quickstart_loader.start(quickstart("late"), directory)
     assert isinstance(await late.generate("chat", chat(), "r13"), Answer)
 
     (pid,) = early.pids
