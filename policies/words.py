@@ -14,6 +14,11 @@ class Task(Struct, frozen=True, kw_only=True):
         The kind of work that was recognised (`code`, `math`, ...); `general` when none is likely.
     confidence
         How likely the likeliest kind is, 0 to 1.
+    difficulty
+        How much a larger model is likely to gain, 0 (nothing) to 1; half of all requests are
+        below 0.5.
+    output
+        The form of the answer that is asked for.
     language
         ISO 639-1 code of the user's text, or None when it cannot be told.
     prompt_tokens
@@ -22,17 +27,25 @@ class Task(Struct, frozen=True, kw_only=True):
         Tokens the client asked for at most, or 0 when it did not say.
     images, tools
         How many images and how many tools the request carries.
+    turns
+        How many turns of the user it has.
+    tool_loop
+        Whether it goes on after the result of a tool: nobody has asked for anything new.
     signals
         How likely each kind of work is, for people to read.
     """
 
     label: str
     confidence: float
+    difficulty: float = 0.5
+    output: Literal["code", "json", "table", "essay", "text"] = "text"
     language: Literal["en", "es"] | None
     prompt_tokens: int
     output_tokens: int = 0
     images: int = 0
     tools: int = 0
+    turns: int = 1
+    tool_loop: bool = False
     signals: dict[str, str | int | float | bool] = {}
 
 

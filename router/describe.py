@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from policies import Task
 from router import classifier, features, tokens
+from router.difficulty import difficulty
 from router.words import Request, Turn
 
 TURN_TOKENS = 5
@@ -48,15 +49,20 @@ def describe(request: Request) -> Task:
     likely = classifier.shipped().probabilities(text) if has_words else {}
     label = max(likely, key=likely.__getitem__, default="general")
     confidence = likely.get(label, 0.0)
+    label = label if confidence >= SURE else "general"
     images = sum(turn.images for turn in request.turns)
     return Task(
-        label=label if confidence >= SURE else "general",
+        label=label,
         confidence=round(confidence, 2),
+        difficulty=round(difficulty(likely, len(text)), 2),
+        output="json" if request.json else features.requested_output(classifier.crop(text), label),
         language=features.language(text),
         prompt_tokens=_prompt_tokens(request, images),
         output_tokens=request.output_tokens,
         images=images,
         tools=request.tools,
+        turns=sum(turn.role == "user" for turn in request.turns),
+        tool_loop=any(turn.role in ("tool", "function") for turn in request.turns[-1:]),
         signals={task: round(share, 3) for task, share in likely.items() if share >= 0.05},
     )
 
@@ -66,9 +72,10 @@ def subject(turns: Sequence[Turn]) -> str:
 
     It is the user's last turn. A short one that goes on with what was said before ("now fix it")
     has the turns that it goes on with before it. System prompts say nothing of the task: they are
-    about every task of a program. Nor do results of tools, which are material.
+    about every task of a program. Nor do results of tools, which are material, nor what
+    programs wrap around a person's words.
     """
-    asked = [turn.text for turn in turns if turn.role == "user"]
+    asked = [features.own_words(turn.text) for turn in turns if turn.role == "user"]
     if not asked:
         return ""
     parts = [asked.pop()]

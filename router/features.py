@@ -1,4 +1,4 @@
-"""The plain form of a text, and the language it is in."""
+"""What a text is without looking at its words' meaning: whose it is, its form, its language."""
 
 import re
 import unicodedata
@@ -65,3 +65,85 @@ def language(text: str) -> Literal["en", "es"] | None:
     if english == spanish or best < max(1, *hits.values(), _SHARE_MIN * len(words)):
         return None
     return "en" if best == english else "es"
+
+
+# What programs wrap into tags around a person's words. Names with an underscore belong to no
+# language that people paste, so they need not be listed.
+_MATERIAL = re.compile(
+    r"(?:system-reminder|context|documents?|files?|attachments?|passage|transcript|history|"
+    r"memory|memories|metadata|workspace|selection|sources|excerpt|references?|results|"
+    r"conversation|thinking|environment|[a-z-]*_[\w-]*)"
+)
+_ASKED = re.compile(r"user_(?:query|request|message|input|prompt|question)")
+_TAG = re.compile(r"<([A-Za-z][\w-]{0,40})(?:\s[^<>\n]{0,300})?>")
+_EDGE_CHARS = 64_000  # what is read of the beginning and of the end of a text
+
+
+def own_words(text: str) -> str:
+    """Return what a person asks in `text`, without what programs wrap around it.
+
+    Coding agents, chat apps and retrieval put files, search results and reminders into tags
+    (`<environment_details>`, `<context>`), and sometimes the person's own words, too
+    (`<user_query>`). Where nothing but such material is there, the text is returned as it is.
+    """
+    if "</" not in text:
+        return text
+    if len(text) > 2 * _EDGE_CHARS:
+        text = f"{text[:_EDGE_CHARS]}\n{text[-_EDGE_CHARS:]}"
+    kept, asked, unclosed = [], [], set()
+    after = 0  # the end of the last block
+    for tag in _TAG.finditer(text):
+        name = tag[1].lower()
+        if tag.start() < after or name in unclosed:
+            continue
+        if not _MATERIAL.fullmatch(name):
+            continue
+        end = text.find(f"</{tag[1]}>", tag.end())
+        if end < 0:
+            unclosed.add(name)  # looked for once only, so that the time stays linear
+            continue
+        kept.append(text[after : tag.start()])
+        if _ASKED.fullmatch(name):
+            asked.append(text[tag.end() : end])
+        after = end + len(tag[1]) + 3
+    kept.append(text[after:])
+    for words in ("\n".join(asked), "".join(kept)):
+        if any(map(str.isalnum, words)):
+            return words.strip()
+    return text
+
+
+Output = Literal["code", "json", "table", "essay", "text"]
+
+_JSON = re.compile(
+    r"\b(?:as|in|into|to|return|valid|only|output|en|como|formato|devuelve\w*|solo|un|una)"
+    r" (?:\w+ ){0,2}json\b|\bjson (?:object|array|format|output|list|schema|valido|con|with)\b"
+)
+_TABLE = re.compile(
+    r"\b(?:in|as|into|en|como|con|with|make|create|draw|build|give me|hazme|haz|crea|creame|genera|"
+    r"dame|arma) (?:an? |una? |el |the |formato )?(?:\w+ )?(?:table|tabla|csv|tsv|spreadsheet)\b|"
+    r"\b(?:table|tabla) (?:with|con) (?:columns|columnas|the columns|las columnas)\b"
+)
+_ESSAY = re.compile(
+    r"\b(?:essay|article|blog ?post|report|speech|story|chapter|whitepaper|newsletter|ensayo|"
+    r"articulo|entrada de blog|informe|reporte|discurso|cuento|relato|historia|capitulo|redaccion)"
+    r"\b|\b\d{3,5}[ -](?:words?|palabras)\b"
+)
+
+
+def requested_output(text: str, task: str) -> Output:
+    """Return the form of the answer that `text`, a request for `task`, asks for.
+
+    Parameters
+    ----------
+    text
+        A short text; the time is linear in its length.
+    """
+    if task == "code":
+        return "code"
+    words = fold(text)
+    if _JSON.search(words):
+        return "json"
+    if _TABLE.search(words):
+        return "table"
+    return "essay" if task == "writing" and _ESSAY.search(words) else "text"

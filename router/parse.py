@@ -90,10 +90,16 @@ def _shared(body: Body) -> dict[str, Any]:
     return {
         "model": body.model,
         "stream": bool(body.stream),
+        "json": _wants_json(body),
         "user": body.user or "",
         "priority": body.priority or 0,
         "deadline_ms": body.deadline_ms,
     }
+
+
+def _wants_json(body: Body) -> bool:
+    """Return whether the engine will hold the answer to JSON."""
+    return b'"json' in bytes(body.response_format) + bytes(body.structured_outputs)
 
 
 def _turn(message: Message) -> Turn:

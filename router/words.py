@@ -39,6 +39,8 @@ class Request(Struct, frozen=True, kw_only=True):
     tools_chars
         Length of the JSON of the tools, and of the calls in the conversation, in characters; the
         model reads them too.
+    json
+        Whether the answer must be JSON, by `response_format` or `structured_outputs`.
     output_tokens
         Tokens asked for at most, or 0 when the client did not say.
     user
@@ -55,6 +57,7 @@ class Request(Struct, frozen=True, kw_only=True):
     turns: tuple[Turn, ...]
     tools: int = 0
     tools_chars: int = 0
+    json: bool = False
     output_tokens: int = 0
     user: str = ""
     priority: int = 0

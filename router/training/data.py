@@ -1,8 +1,8 @@
 """Labelled prompts: one JSON object a line.
 
 Needed are `text`, or `messages` as in a chat request, and `task`. `language`, `source_group` and
-`near_miss` group the report. The wider format of public collections is read too: `labels.task`,
-`labels.language`, `meta.set`, `meta.near_miss`.
+`near_miss` group the report; `difficulty` is 0 to 1. The wider format of public collections is read
+too: `labels.task`, `labels.language`, `meta.set`, `meta.near_miss`.
 """
 
 import json
@@ -33,6 +33,8 @@ class Row(Struct, frozen=True):
         What the classifier reads.
     source
         Where it is from; whole sources are left out together.
+    difficulty
+        0 to 1, or None where nobody said.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Row(Struct, frozen=True):
     source: str
     language: str = ""
     near_miss: str = ""
+    difficulty: float | None = None
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
@@ -66,7 +69,7 @@ def _read(path: Path) -> Iterator[Row]:
             fields = json.loads(line)
             labels, meta = fields.get("labels", {}), fields.get("meta", {})
             task = fields.get("task", labels.get("task"))
-            text = fields["text"] if "text" in fields else subject(_turns(fields["messages"]))
+            text = fields["text"] if "text" in fields else subject(turns(fields["messages"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadRow(
                 f"{path}:{number}: not a prompt ({error}). Expected a JSON object with `text` or "
@@ -79,10 +82,12 @@ def _read(path: Path) -> Iterator[Row]:
                 source=fields.get("source_group") or meta.get("set") or path.stem,
                 language=fields.get("language") or labels.get("language") or "",
                 near_miss=str(fields.get("near_miss") or meta.get("near_miss") or ""),
+                difficulty=fields.get("difficulty"),
             )
 
 
-def _turns(messages: list[dict[str, Any]]) -> list[Turn]:
+def turns(messages: list[dict[str, Any]]) -> list[Turn]:
+    """Return the turns of messages as in a chat request."""
     return [Turn(each["role"], _text(each.get("content"))) for each in messages]
 
 

@@ -60,6 +60,29 @@ def test_the_last_turn_of_the_user_decides(turns, label):
     assert described(*turns).label == label
 
 
+def test_what_a_program_wraps_around_a_persons_words_does_not_count():
+    wrapped = f"Hola\n<environment_details>\n{CODE}\n{TRACE}\n</environment_details>"
+
+    assert described(("user", wrapped)).label == "chat"
+    assert described(("user", wrapped)).signals == described(("user", "Hola")).signals
+
+
+def test_the_shape_of_a_conversation_is_told():
+    turns = [("system", "x"), ("user", CODE), ("assistant", ""), ("tool", TRACE)]
+
+    loop = described(*turns)
+    asked = described(*turns, ("user", FRANCE))
+
+    assert (loop.turns, loop.tool_loop) == (1, True)
+    assert (asked.turns, asked.tool_loop) == (2, False)
+
+
+def test_the_form_of_the_answer_is_told():
+    assert described(("user", CODE)).output == "code"
+    assert described(("user", FRANCE)).output == "text"
+    assert described(("user", FRANCE), json=True).output == "json"
+
+
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_a_system_prompt_does_not_count(role):
     task = described((role, f"You only answer in Python.\n{CODE_ANSWER}"), ("user", "Hello"))

@@ -60,6 +60,21 @@ def test_a_plain_completion_is_one_turn_of_the_user():
 
 
 @pytest.mark.parametrize(
+    ("fields", "json"),
+    [
+        (b'"response_format": {"type": "json_object"}', True),
+        (b'"response_format": {"type": "json_schema", "json_schema": {}}', True),
+        (b'"structured_outputs": {"json": {}}', True),
+        (b'"response_format": {"type": "text"}', False),
+        (b'"structured_outputs": {"regex": "a"}', False),
+        (b'"response_format": null', False),
+    ],
+)
+def test_whether_the_answer_must_be_json_is_read(fields, json):
+    assert parse("chat", with_field(fields)).json is json
+
+
+@pytest.mark.parametrize(
     ("body", "code", "param", "message"),
     [
         (b"", "invalid_json", None, "The body is empty; expected a JSON object."),
