@@ -31,11 +31,14 @@ _EARLIER_CHARS = 300  # and how much of each of those turns says what it is abou
 
 # How a turn begins, or what it says, that goes on with what was said before it.
 _FOLLOW_UP = re.compile(
-    r"^(?:and|but|now|then|also|ok(?:ay)?|same|why|y|pero|ahora|luego|entonces|tambien|vale|"
-    r"lo mismo|por que)\b"
+    r"^(?:and|but|now|then|also|ok(?:ay)?|same|why|yes|yep|no|sure|still|another|nice[,.]|"
+    r"y|pero|ahora|luego|entonces|tambien|vale|lo mismo|por que|si|dale|venga|otr[oa]|todavia|"
+    r"(?:the |option |la |el |opcion )?(?:[1-9]|first|second|third|last|primer[oa]|segund[oa]|"
+    r"tercer[oa]|ultim[oa])(?: one)?(?: |[.,]|$))(?:\W|$)"
     r"|\b(?<!is )(?:it|them)\b"
-    r"|\b(?:again|instead|shorter|faster|simpler|continue|go on|commit|otra vez|de nuevo|"
-    r"en su lugar|mas (?:corto|rapido|simple|sencillo)|sigue|continua|esto|eso)\b"
+    r"|\b(?:again|instead|shorter|faster|simpler|continue|go on|go ahead|commit|this time|otra vez|"
+    r"de nuevo|en su lugar|esta vez|mas (?:cort[oa]|rapido|simple|sencill[oa]|bonit[oa]|larg[oa])|"
+    r"sigue|continua|esto|eso)\b"
     r"|\b(?:fix|change|improve|refactor|explain|test|run) (?:that|this)\b"
     r"|\b(?:arregla|corrige|haz|explica|mejora|cambia|prueba|ejecuta|optimiza|traduce|convierte|"
     r"acorta)(?:me|nos)?l[oa]s?\b"

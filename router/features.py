@@ -67,14 +67,18 @@ def language(text: str) -> Literal["en", "es"] | None:
     return "en" if best == english else "es"
 
 
-# What programs wrap into tags around a person's words. Names with an underscore belong to no
-# language that people paste, so they need not be listed.
+# What programs wrap into tags. Names with an underscore belong to no language that people paste,
+# so they need not be listed; those that end like a request have the person's own words in them.
 _MATERIAL = re.compile(
     r"(?:system-reminder|context|documents?|files?|attachments?|passage|transcript|history|"
-    r"memory|memories|metadata|workspace|selection|sources|excerpt|references?|results|"
-    r"conversation|thinking|environment|[a-z-]*_[\w-]*)"
+    r"memory|memories|metadata|workspace|selection|sources|excerpt|references?|results|rules|"
+    r"conversation|thinking|environment|contexto|documentos?|archivos?|ficheros?|reglas|historial|"
+    r"recordatorio|herramientas|sistema|[^\W\d_]+[_-][\w-]*)"
 )
-_ASKED = re.compile(r"user_(?:query|request|message|input|prompt|question)")
+_ASKED = re.compile(
+    r"(?:[\w-]*[_-])?(?:user|query|request|task|question|message|input|prompt|goal|voice|"
+    r"usuario|consulta|peticion|tarea|pregunta|mensaje|objetivo|orden|voz)(?:[_-]usuario)?"
+)
 _TAG = re.compile(r"<([A-Za-z][\w-]{0,40})(?:\s[^<>\n]{0,300})?>")
 _EDGE_CHARS = 64_000  # what is read of the beginning and of the end of a text
 
@@ -90,27 +94,25 @@ def own_words(text: str) -> str:
         return text
     if len(text) > 2 * _EDGE_CHARS:
         text = f"{text[:_EDGE_CHARS]}\n{text[-_EDGE_CHARS:]}"
-    kept, asked, unclosed = [], [], set()
+    kept, unclosed = [], set()
     after = 0  # the end of the last block
     for tag in _TAG.finditer(text):
         name = tag[1].lower()
         if tag.start() < after or name in unclosed:
             continue
-        if not _MATERIAL.fullmatch(name):
+        asked = _ASKED.fullmatch(name)
+        if not asked and not _MATERIAL.fullmatch(name):
             continue
         end = text.find(f"</{tag[1]}>", tag.end())
         if end < 0:
             unclosed.add(name)  # looked for once only, so that the time stays linear
             continue
         kept.append(text[after : tag.start()])
-        if _ASKED.fullmatch(name):
-            asked.append(text[tag.end() : end])
+        if asked:
+            kept.append(text[tag.end() : end])
         after = end + len(tag[1]) + 3
-    kept.append(text[after:])
-    for words in ("\n".join(asked), "".join(kept)):
-        if any(map(str.isalnum, words)):
-            return words.strip()
-    return text
+    words = "".join([*kept, text[after:]]).strip()
+    return words if any(map(str.isalnum, words)) else text
 
 
 Output = Literal["code", "json", "table", "essay", "text"]

@@ -69,7 +69,8 @@ def _read(path: Path) -> Iterator[Row]:
             fields = json.loads(line)
             labels, meta = fields.get("labels", {}), fields.get("meta", {})
             task = fields.get("task", labels.get("task"))
-            text = fields["text"] if "text" in fields else subject(turns(fields["messages"]))
+            messages = [{"role": "user", "content": fields["text"]}] if "text" in fields else []
+            text = subject(turns(messages or fields["messages"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadRow(
                 f"{path}:{number}: not a prompt ({error}). Expected a JSON object with `text` or "

@@ -99,7 +99,8 @@ def test_code_other_languages_and_nothing_are_no_language(text):
         ("<context> is a tag", "<context> is a tag"),
         ("<context>a</contexts> b", "<context>a</contexts> b"),
         ("<div class='a'><p>Hi</p></div>", "<div class='a'><p>Hi</p></div>"),
-        ("<task>Ship it</task>", "<task>Ship it</task>"),
+        ("<task>Ship it</task>", "Ship it"),
+        ("<regla_1>x</regla_1><mensaje_usuario>Un poema</mensaje_usuario>", "Un poema"),
         # Nothing else is there.
         ("<document>Hola</document>", "<document>Hola</document>"),
         (
