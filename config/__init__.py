@@ -1,14 +1,19 @@
 """What the operator chose: typed settings and the reader that checks them."""
 
-from config.read import ConfigError, Problem, Vocabulary, nearest, read, refusal
+from config.check_policy import policy_problems
+from config.names import nearest
+from config.policy import (
+    ConditionSettings,
+    PolicySettings,
+    PolicyTestSettings,
+    RuleSettings,
+)
+from config.read import ConfigError, Problem, Vocabulary, read, read_as, refusal
 from config.settings import (
     AUTO,
     CapabilitySettings,
-    ConditionSettings,
     ModelSettings,
     PoolSettings,
-    RoutingSettings,
-    RuleSettings,
     ServerSettings,
     Settings,
 )
@@ -19,14 +24,17 @@ __all__ = [
     "ConditionSettings",
     "ConfigError",
     "ModelSettings",
+    "PolicySettings",
+    "PolicyTestSettings",
     "PoolSettings",
     "Problem",
-    "RoutingSettings",
     "RuleSettings",
     "ServerSettings",
     "Settings",
     "Vocabulary",
     "nearest",
+    "policy_problems",
     "read",
+    "read_as",
     "refusal",
 ]

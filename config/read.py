@@ -1,21 +1,20 @@
 """Read a configuration file and say everything that is wrong with it, at once."""
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 from msgspec import Struct
 
+from config.check_policy import policy_problems
+from config.names import Finding, KeyPath, nearest
 from config.settings import AUTO, Settings
 
-KeyPath = tuple[str | int, ...]
-Finding = tuple[KeyPath, str]
-"""A key, and what is wrong with its value."""
+T = TypeVar("T", bound=Struct)
 
 
 class Problem(Struct, frozen=True):
@@ -88,11 +87,29 @@ def read(path: Path, vocabulary: Vocabulary | None = None) -> Settings:
     ConfigError
         With every problem that could be found, not just the first.
     """
+    words = vocabulary or Vocabulary()
+    return read_as(
+        path, Settings, lambda data: (*_check_names(data), *_check_vocabulary(data, words))
+    )
+
+
+def read_as(path: Path, kind: type[T], meaning: Callable[[Any], Iterable[Finding]]) -> T:
+    """Return what a YAML or JSON file says, as `kind`.
+
+    Parameters
+    ----------
+    meaning
+        Returns what is wrong in the data beyond unknown keys and wrong types.
+
+    Raises
+    ------
+    ConfigError
+        With every problem that could be found, not just the first.
+    """
     try:
         data, lines, found = _parse(path)
-        found += _check(data, Settings, ())
-        found += _check_names(data)
-        found += _check_vocabulary(data, vocabulary or Vocabulary())
+        found += _check({} if data is None and kind is not Settings else data, kind, ())
+        found += meaning(data)
     except RecursionError:
         message = "is nested too deeply; expected at most a dozen levels"
         raise ConfigError(path, [Problem("", message)]) from None
@@ -101,7 +118,7 @@ def read(path: Path, vocabulary: Vocabulary | None = None) -> Settings:
             Problem(_written(key), text, _line(lines, key)) for key, text in dict.fromkeys(found)
         ]
         raise ConfigError(path, sorted(problems, key=lambda problem: problem.line))
-    return msgspec.convert(data, Settings)
+    return msgspec.convert({} if data is None else data, kind)
 
 
 def refusal(kind: type[Struct], key: str, value: Any) -> str | None:
@@ -114,12 +131,6 @@ def refusal(kind: type[Struct], key: str, value: Any) -> str | None:
     """
     annotation = get_type_hints(kind, include_extras=True)[key]
     return next((text for _, text in _check(value, annotation, ())), None)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean `x`?)" for the closest of `known`, or "" when none is close."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f" (did you mean `{close[0]}`?)" if close else ""
 
 
 # --- from text to data, with lines -------------------------------------------------------------
@@ -367,25 +378,8 @@ def _check_names(data: Any) -> Iterator[Finding]:
             hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
             yield key, f"there is no model called `{name}`{hint}"
 
-    routing = data.get("routing")
-    if isinstance(routing, dict):
-        yield from unknown(("routing", "default"), routing.get("default"), names)
-    rules: set[str] = set()
-    for path, rule in _entries(routing, "rules", ("routing",)):
-        name = rule.get("name")
-        if isinstance(name, str):
-            if name in rules:
-                yield (*path, "name"), f"there is already a rule called `{name}`"
-            rules.add(name)
-        prefer = rule.get("prefer")
-        for index, model in enumerate(prefer if isinstance(prefer, list) else []):
-            yield from unknown((*path, "prefer", index), model, names)
-        when = rule.get("when")
-        if isinstance(when, dict):
-            low, high = when.get("prompt_tokens_min"), when.get("prompt_tokens_max")
-            if isinstance(low, int) and isinstance(high, int) and low > high:
-                message = f"{low} is more than prompt_tokens_max {high}: this rule can never apply"
-                yield (*path, "when", "prompt_tokens_min"), message
+    for key, text in policy_problems(data.get("routing"), sorted(names)):
+        yield ("routing", *key), text
     aliases = data.get("aliases")
     for alias, target in (aliases if isinstance(aliases, dict) else {}).items():
         if alias in names or alias == AUTO:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from config.policy import PolicySettings
+
 AUTO = "auto"
 """The model name that asks for a choice; no model may be called this."""
 
@@ -249,68 +251,6 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = 512
 
 
-class ConditionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a rule applies: every key that is given must hold."""
-
-    task: Annotated[
-        Literal["code", "math", "reasoning", "writing", "qa", "chat", "extraction", "general"]
-        | None,
-        Meta(description="The kind of work that was recognised; `general` when none is likely."),
-    ] = None
-    prompt_tokens_min: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Meta(description="The prompt has at least this many tokens."),
-    ] = None
-    prompt_tokens_max: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Meta(description="The prompt has at most this many tokens."),
-    ] = None
-    images: Annotated[
-        bool | None, Meta(description="The request has images (true) or none (false).")
-    ] = None
-    tools: Annotated[
-        bool | None, Meta(description="The request offers tools (true) or none (false).")
-    ] = None
-    language: Annotated[
-        Literal["en", "es"] | None, Meta(description="The language of the user's text.")
-    ] = None
-
-
-class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One rule of the routing; the first that applies wins."""
-
-    name: Annotated[
-        ModelName, Meta(description="Named in the reason of every decision this rule makes.")
-    ]
-    when: Annotated[ConditionSettings, Meta(description="When the rule applies.")]
-    prefer: Annotated[
-        list[str],
-        Meta(min_length=1, description="Models to take, best first; the first able one is taken."),
-    ]
-
-
-class RoutingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model answers a request for `auto`."""
-
-    default: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            description="The model that answers when no rule applies. Choose a small one.",
-        ),
-    ]
-    rules: Annotated[
-        list[RuleSettings], Meta(description="Tried in order; the first that applies wins.")
-    ] = []
-    serve_while_loading: Annotated[
-        bool,
-        Meta(
-            description="When the model that should answer is not in memory, load it and let the "
-            "next best one that is in memory answer meanwhile. false: the request waits."
-        ),
-    ] = False
-
-
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -318,8 +258,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         list[ModelSettings], Meta(min_length=1, description="The models, at least one.")
     ]
     routing: Annotated[
-        RoutingSettings, Meta(description="Which model answers a request for `auto`.")
-    ]
+        PolicySettings,
+        Meta(
+            description="The policy of `auto`: which model answers. Its keys are in "
+            "[policy-keys.md](policy-keys.md). Left out: `balanced`."
+        ),
+    ] = PolicySettings()
+    policies: Annotated[
+        dict[str, str],
+        Meta(
+            description="Further policies by name, for requests for `auto:NAME`: a shipped one or "
+            "a file, relative to this one when it begins with `./` or `../`. The shipped ones are "
+            "always there under their own names."
+        ),
+    ] = {}
     server: Annotated[ServerSettings, Meta(description="The HTTP end of the service.")] = (
         ServerSettings()
     )

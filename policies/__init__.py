@@ -1,9 +1,26 @@
 """Which model? Pure functions from a task and snapshots of the models to a decision.
 
-No clock, no I/O, no await: the same input gives the same decision, always.
+No clock, no I/O, no await: the same input gives the same decision, always. Policies are read and
+checked before, by `policies.policy`.
 """
 
 from policies.decide import Undecidable, decide, unable
-from policies.words import Candidate, Decision, Exclusion, Task
+from policies.policy import SHIPPED, Policy, make_policy, read_policy, shipped_policy
+from policies.words import Assessment, Candidate, Decision, Facts, Seconds, Task
 
-__all__ = ["Candidate", "Decision", "Exclusion", "Task", "Undecidable", "decide", "unable"]
+__all__ = [
+    "SHIPPED",
+    "Assessment",
+    "Candidate",
+    "Decision",
+    "Facts",
+    "Policy",
+    "Seconds",
+    "Task",
+    "Undecidable",
+    "decide",
+    "make_policy",
+    "read_policy",
+    "shipped_policy",
+    "unable",
+]

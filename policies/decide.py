@@ -1,10 +1,12 @@
 """The decision: who can answer, and who of them should."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from config import ConditionSettings, RoutingSettings
-from policies.words import Candidate, Decision, Exclusion, Task
+from config import ConditionSettings
+from policies.policy import Policy, Rule
+from policies.words import Assessment, Candidate, Decision, Facts, Seconds, Task
 
 MORE, FEWER = 0.4, 0.2
 """How far a model's own count of the prompt may be above and below `Task.prompt_tokens`.
@@ -21,6 +23,9 @@ where it is less. In a small context a quarter is enough.
 
 FAR_MORE = 8
 """How many times a named model's context an estimate must be to refuse without counting exactly."""
+
+
+NO_FACTS = Facts()
 
 
 class _Skill(NamedTuple):
@@ -53,17 +58,23 @@ class Undecidable(Exception):
         self.code = code
 
 
-def decide(task: Task, candidates: Sequence[Candidate], routing: RoutingSettings) -> Decision:
+def decide(
+    task: Task, candidates: Sequence[Candidate], policy: Policy, facts: Facts = NO_FACTS
+) -> Decision:
     """Return the model that answers `task`, and why.
 
     1. What a model cannot do is never traded: it is out.
     2. Of the others, those that failed and are not tried again yet come last, and before them
        those whose context may not be enough. Only the best such group counts; if all have failed,
        the client sees the failure of the one that it would have had.
-    3. In that group, the first rule that applies and prefers one of its models decides; else the
-       default of the routing; else the smallest context, or the largest if none is surely enough.
-    4. With `serve_while_loading`, a model that is not in memory is loaded for later requests, and
-       the next of the same wishes that is in memory answers this one, if there is one.
+    3. The first rule that applies narrows the group, unless nothing would be left of it. So does
+       a deadline, if any model is expected to meet it.
+    4. In that group, the model that waits for a tool's result goes on; else the rule's first
+       preferred model answers; else the most worthy, where worth is fit less the price of the
+       time it takes (`assess`). A conversation stays where it is unless another is worth more by
+       the policy's margin. The policy's default wins ties.
+    5. With `serve_while_loading`, a model that is not in memory is loaded for later requests, and
+       the next best one that is in memory answers this one, if there is one.
 
     Parameters
     ----------
@@ -71,54 +82,171 @@ def decide(task: Task, candidates: Sequence[Candidate], routing: RoutingSettings
         What the request is.
     candidates
         The models as they are now, in the order of the configuration, which breaks ties.
-    routing
+    policy
         What the operator chose.
+    facts
+        What else rules may look at.
 
     Raises
     ------
     Undecidable
         No candidate is capable.
     """
-    lacks = {candidate.model: _lack(task, candidate) for candidate in candidates}  # (1)
-    capable = [candidate for candidate in candidates if not lacks[candidate.model]]
+    assessed = tuple(assess(task, each, policy) for each in candidates)  # (1)
+    capable = [each for each, found in zip(candidates, assessed, strict=True) if found.capable]
     if not capable:
         raise _refusal(task, candidates)
-
-    doubts = {candidate.model: _doubts(task, candidate) for candidate in capable}  # (2)
+    doubts = {each.model: _doubts(task, each) for each in capable}  # (2)
     least = min(doubts.values())
-    group = [candidate for candidate in capable if doubts[candidate.model] == least]
+    group = [each for each in capable if doubts[each.model] == least]
+    worth = {each.model: each for each in assessed}
 
-    able = {candidate.model for candidate in group}  # (3)
-    skipped: dict[str, None] = {}
-    for model, rule, why in _wishes(task, routing):  # noqa: B007 - the last ones are used below
-        if model in able:
-            break
-        skipped[model] = None
-    else:
-        pick, which = min, "smallest context that is enough"
-        if least[1]:  # none surely is; the largest is the likeliest to be
-            pick, which = max, "largest context"
-        model, rule = pick(group, key=lambda candidate: candidate.max_model_len).model, None
-        why = f"{which} -> {model}"
-
+    notes = ""
     if any(least):
-        why += f" although it {_in_words(least)}: nothing better is left"
-    for name in skipped:
-        reason = lacks[name] or _in_words(doubts[name]) if name in lacks else "is not there"
-        why += f"; {name} skipped: it {reason}"
+        notes = f" although it {_in_words(least)}: nothing better is left"
+    chosen, skipped = None, ""
+    for rule in policy.rules:  # (3)
+        if rule.applies(task, facts):
+            left, missed = _narrowed(group, rule)
+            for name in missed:
+                known = worth.get(name)
+                reason = (known and known.why_not) or _in_words(doubts.get(name)) or "is not there"
+                skipped += f"; {name} skipped: it {reason}"
+            if left:
+                group, chosen = left, rule
+                break
+    of_rule = chosen.settings.deadline_s if chosen else None
+    limits = (policy.deadline_s, facts.deadline_s, of_rule)
+    deadline = min((each for each in limits if each is not None), default=None)
+    late = ""
+    if deadline is not None:
+        in_time = [e for e in group if worth[e.model].predicted_seconds.total <= deadline]
+        late = "" if in_time else f"; nobody is expected to answer within {deadline:g} s"
+        quickest = min(group, key=lambda e: worth[e.model].predicted_seconds.total)
+        group = in_time or [quickest]
+
+    ranking, why = _ranked(task, group, worth, policy, chosen)  # (4)
+    model = ranking[0]
+    reason = f"{why} -> {model}{notes}{skipped}{late}"
     loads = None
-    resident = {candidate.model for candidate in group if candidate.state == "ready"}
-    if routing.serve_while_loading and model not in resident:  # (4)
-        stand_in = next((each for each, _, _ in _wishes(task, routing) if each in resident), None)
+    resident = {each.model for each in group if each.state == "ready"}
+    if policy.serve_while_loading and model not in resident:  # (5)
+        stand_in = next((each for each in ranking if each in resident), None)
         if stand_in is not None:
-            why += f"; {stand_in} answers while {model} loads"
+            reason += f"; {stand_in} answers while {model} loads"
             loads, model = model, stand_in
     return Decision(
         model=model,
-        reason=_printable(why),
-        rule=rule,
+        reason=reason,
+        policy=policy.name,
+        version=policy.version,
+        rule=chosen.settings.name if chosen else None,
         loads=loads,
-        excluded=tuple(Exclusion(name, lack) for name, lack in lacks.items() if lack),
+        ranking=(*ranking, *(e.model for e in capable if e.model not in ranking)),
+        candidates=assessed,
+    )
+
+
+def assess(task: Task, candidate: Candidate, policy: Policy) -> Assessment:
+    """Return what an answer of `candidate` is worth: fit - price x seconds - displacement."""
+    lack = _lack(task, candidate)
+    fit = policy.fit(candidate.model, task)
+    seconds = _predicted(task, candidate, policy)
+    displacement = policy.price_per_second * candidate.displacement_s
+    return Assessment(
+        model=candidate.model,
+        capable=not lack,
+        why_not=lack or None,
+        fit=fit,
+        predicted_seconds=seconds,
+        displacement=displacement,
+        worth=fit - policy.price_per_second * seconds.total - displacement,
+        state=candidate.state,
+    )
+
+
+def _predicted(task: Task, candidate: Candidate, policy: Policy) -> Seconds:
+    unread = max(task.prompt_tokens - candidate.cached_tokens, 0)
+    expected = policy.output_tokens.get(task.label, ANSWER_TOKENS)
+    answer = min(expected, task.output_tokens or expected)
+    prefill = unread / candidate.prefill_tokens_per_s
+    decode = answer / candidate.decode_tokens_per_s
+    return Seconds(
+        load=candidate.load_s,
+        queue=candidate.queue_s,
+        prefill=prefill,
+        decode=decode,
+        total=candidate.load_s + candidate.queue_s + prefill + decode,
+    )
+
+
+def _narrowed(group: list[Candidate], rule: Rule) -> tuple[list[Candidate], list[str]]:
+    """Return what a rule leaves of a group, and the models it prefers that are not in it."""
+    settings = rule.settings
+    left = [
+        each
+        for each in group
+        if (settings.only is None or each.model in settings.only)
+        and each.model not in (settings.exclude or ())
+        and each.held < settings.cap.get(each.model, float("inf"))
+    ]
+    if settings.prefer is None:
+        return left, []
+    able = {each.model for each in left}
+    missed = list(itertools.takewhile(lambda name: name not in able, settings.prefer))
+    return (left if len(missed) < len(settings.prefer) else []), missed
+
+
+def _ranked(
+    task: Task,
+    group: list[Candidate],
+    worth: dict[str, Assessment],
+    policy: Policy,
+    rule: Rule | None,
+) -> tuple[list[str], str]:
+    """Return the models of the group, best first, and why the first one is."""
+    order = sorted(
+        (each.model for each in group),
+        key=lambda name: (-round(worth[name].worth, 9), name != policy.default),
+    )
+    holder = next((each.model for each in group if each.holds_conversation), None)
+
+    def first(*names: str) -> list[str]:
+        return list(dict.fromkeys([*names, *order]))
+
+    if holder and task.tool_loop:
+        return first(holder), "it waits for the result of its tool"
+    because = f"rule {rule.settings.name}: {_because(task, rule.settings.when)}" if rule else ""
+    if rule and rule.settings.prefer:
+        able = set(order)
+        return first(*(name for name in rule.settings.prefer if name in able)), because
+    best, stays = order[0], ""
+    if (
+        holder
+        and holder != best
+        and worth[holder].worth + policy.switch_margin >= worth[best].worth
+    ):
+        order, stays = first(holder), "the conversation stays"
+    parts = [because or _kind(task), stays or _merit(worth, order, policy)]
+    return order, ", ".join(parts)
+
+
+def _kind(task: Task) -> str:
+    return f"{task.label} ({task.confidence:.0%} sure)" if task.label != "general" else "general"
+
+
+def _merit(worth: dict[str, Assessment], order: list[str], policy: Policy) -> str:
+    """Return why the first of `order` is the best of them."""
+    best = worth[order[0]]
+    if len(order) == 1:
+        return "the only one left"
+    next_best = worth[order[1]]
+    if round(best.worth, 9) == round(next_best.worth, 9) and best.model == policy.default:
+        return "the default"
+    seconds = best.predicted_seconds.total
+    return (
+        f"fit {best.fit:.2f}, {seconds:.1f} s: worth {best.worth:.2f}, "
+        f"next is {next_best.model} with {next_best.worth:.2f}"
     )
 
 
@@ -161,51 +289,35 @@ def _doubts(task: Task, candidate: Candidate) -> tuple[bool, bool]:
     return candidate.retry_in_s > 0, task.prompt_tokens * (1 + MORE) + answer > context
 
 
-def _in_words(doubts: tuple[bool, bool]) -> str:
-    failed, tight = doubts
+def _in_words(doubts: tuple[bool, bool] | None) -> str:
+    failed, tight = doubts or (False, False)
     words = ["has failed"] * failed + ["may have too short a context"] * tight
     return " and ".join(words)
 
 
-def _wishes(task: Task, routing: RoutingSettings) -> Iterator[tuple[str, str | None, str]]:
-    """Yield the models the operator would take, best first, each with its rule and the reason.
-
-    Every reason has the form `why -> model`.
-    """
-    why = "no rule applies: the default"
-    for rule in routing.rules:
-        if _applies(task, rule.when):
-            why = "the default"
-            for model in rule.prefer:
-                yield model, rule.name, f"rule {rule.name}: {_because(task, rule.when)} -> {model}"
-    yield routing.default, None, f"{why} -> {routing.default}"
-
-
-def _applies(task: Task, when: ConditionSettings) -> bool:
-    return (
-        when.task in (None, task.label)
-        and when.language in (None, task.language)
-        and when.images in (None, task.images > 0)
-        and when.tools in (None, task.tools > 0)
-        and (when.prompt_tokens_min is None or task.prompt_tokens >= when.prompt_tokens_min)
-        and (when.prompt_tokens_max is None or task.prompt_tokens <= when.prompt_tokens_max)
-    )
-
-
 def _because(task: Task, when: ConditionSettings) -> str:
-    """Return the facts that made the condition hold."""
-    facts = []
-    if when.task:
-        sure = f" ({task.confidence:.0%} sure)" if task.label != "general" else ""
-        facts.append(task.label + sure)
-    if when.prompt_tokens_min is not None or when.prompt_tokens_max is not None:
-        facts.append(f"about {task.prompt_tokens} prompt tokens")
+    """Return the facts that made the condition hold; never text of the client's."""
+    bounded = {
+        "confidence": f"{task.confidence:.0%} sure",
+        "difficulty": f"{task.difficulty:.0%} hard",
+        "prompt_tokens": f"about {task.prompt_tokens} prompt tokens",
+        "turns": _several(task.turns, "turn"),
+    }
+    facts = [_kind(task)] if when.task else []
+    for key, text in bounded.items():
+        if any(getattr(when, f"{key}_{end}", None) is not None for end in ("min", "max")):
+            facts.append(text)
     if when.images is not None:
         facts.append(_several(task.images, "image"))
     if when.tools is not None:
         facts.append(_several(task.tools, "tool"))
     if when.language:
         facts.append(f"language {when.language}")
+    if when.output:
+        facts.append(f"{when.output} asked for")
+    for key in ("keywords", "regex", "user", "headers", "metadata", "hours"):
+        if getattr(when, key):
+            facts.append(f"{key} match" if key != "hours" else f"between {when.hours}")
     return ", ".join(facts) or "always"
 
 
@@ -245,8 +357,3 @@ def _unskilled(task: Task, missing: list[_Skill], problem: str) -> Undecidable:
 
 def _several(count: int, noun: str) -> str:
     return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
-
-
-def _printable(text: str) -> str:
-    """Return `text` fit for an HTTP header, whatever was put into a signal's name."""
-    return "".join(char if " " <= char <= "~" else "?" for char in text)

@@ -1,5 +1,6 @@
 """The words of the decision: what comes in and what goes out."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -49,6 +50,31 @@ class Task(Struct, frozen=True, kw_only=True):
     signals: dict[str, str | int | float | bool] = {}
 
 
+class Facts(Struct, frozen=True, kw_only=True):
+    """What rules may look at beside the task; none of it is kept.
+
+    Attributes
+    ----------
+    text
+        What the user asks.
+    user
+        On whose behalf, as far as the request says.
+    headers
+        By lower-case name.
+    minute
+        Minutes since midnight, by the machine's clock.
+    deadline_s
+        When the answer is of no use any more, in seconds, or None.
+    """
+
+    text: str = ""
+    user: str = ""
+    headers: Mapping[str, str] = {}
+    metadata: Mapping[str, str] = {}
+    minute: int = 0
+    deadline_s: float | None = None
+
+
 class Candidate(Struct, frozen=True, kw_only=True):
     """A model as it looked when the decision was made.
 
@@ -61,6 +87,22 @@ class Candidate(Struct, frozen=True, kw_only=True):
     retry_in_s
         For how long it is not tried again, because it failed, in seconds. 0: the next request
         would load it, so its failure is history.
+    held
+        Requests that wait for it or run on it.
+    load_s
+        Seconds until it is in memory; 0 if it is.
+    queue_s
+        Seconds until it has a free place, once it is in memory.
+    prefill_tokens_per_s, decode_tokens_per_s
+        How fast it reads a prompt and writes one answer, with what it has to do now.
+    cached_tokens
+        Tokens of this conversation that it need not read again.
+    holds_conversation
+        Whether it gave this conversation's last answer.
+    evicts
+        Models that would have to leave memory for it.
+    displacement_s
+        Seconds that others are expected to lose by that.
     """
 
     model: str
@@ -69,13 +111,48 @@ class Candidate(Struct, frozen=True, kw_only=True):
     tools: bool
     state: str
     retry_in_s: float = 0.0
+    held: int = 0
+    load_s: float = 0.0
+    queue_s: float = 0.0
+    prefill_tokens_per_s: float = 1000.0
+    decode_tokens_per_s: float = 20.0
+    cached_tokens: int = 0
+    holds_conversation: bool = False
+    evicts: tuple[str, ...] = ()
+    displacement_s: float = 0.0
 
 
-class Exclusion(Struct, frozen=True):
-    """A model that cannot answer this request, and why not, as a clause ("calls no tools")."""
+class Seconds(Struct, frozen=True, kw_only=True):
+    """How long an answer is expected to take, in seconds, by what it waits for."""
+
+    load: float
+    queue: float
+    prefill: float
+    decode: float
+    total: float
+
+
+class Assessment(Struct, frozen=True, kw_only=True):
+    """A candidate as the decision saw it: worth = fit - price x total seconds - displacement.
+
+    Attributes
+    ----------
+    why_not
+        Why it cannot answer, as a clause ("calls no tools"), or None.
+    fit
+        How likely its answer is a good one, by the policy.
+    displacement
+        What the models that must leave for it cost, as fit.
+    """
 
     model: str
-    why_not: str
+    capable: bool
+    why_not: str | None
+    fit: float
+    predicted_seconds: Seconds
+    displacement: float
+    worth: float
+    state: str
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -85,16 +162,24 @@ class Decision(Struct, frozen=True, kw_only=True):
     ----------
     reason
         One ASCII line that a person can read; it goes into the `x-axion-reason` header.
+    policy, version
+        By which it was made.
     rule
-        Name of the rule that decided, or None.
+        Name of the rule that had a part in it, or None.
     loads
         A model to load meanwhile, because later requests like this one are better off with it.
-    excluded
-        The models that could not have answered.
+    ranking
+        Every model that may answer, best first; `model` is the first, but for one that answers
+        while a better one loads.
+    candidates
+        All models, in the order of the configuration.
     """
 
     model: str
     reason: str
-    rule: str | None
+    policy: str = ""
+    version: str = ""
+    rule: str | None = None
     loads: str | None = None
-    excluded: tuple[Exclusion, ...] = ()
+    ranking: tuple[str, ...] = ()
+    candidates: tuple[Assessment, ...] = ()

@@ -1,0 +1,290 @@
+"""A policy ready to decide with: its files put together, checked, and compiled."""
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import regex
+from msgspec import Struct, structs
+
+from config import (
+    ConditionSettings,
+    ConfigError,
+    PolicySettings,
+    PolicyTestSettings,
+    Problem,
+    RuleSettings,
+    nearest,
+    policy_problems,
+    read_as,
+)
+from config.policy import ANY_MODEL, REGEX_S, EscalationSettings, FitSettings
+from policies.words import Facts, Task
+
+SHIPPED = {
+    name: Path(__file__).with_name(f"{name}.yaml") for name in ("balanced", "fastest", "quality")
+}
+"""The policies that are there without a file of the operator's."""
+
+FIT = 0.5
+"""Of a model of which the policy says nothing."""
+
+_REGEX_CHARS = 4_000
+
+Applies = Callable[[Task, Facts], bool]
+
+
+class Rule(Struct, frozen=True):
+    """A rule, and how to see whether it applies."""
+
+    settings: RuleSettings
+    applies: Applies
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """What decides; see `config.policy` for the meaning of each part.
+
+    Attributes
+    ----------
+    version
+        Changes whenever anything in it does.
+    fits
+        Fit of the easiest requests, slope and languages, by model and `*`.
+    """
+
+    name: str
+    version: str
+    default: str | None
+    price_per_second: float
+    switch_margin: float
+    deadline_s: float | None
+    serve_while_loading: bool
+    fallbacks: int
+    output_tokens: dict[str, int]
+    fits: dict[str, FitSettings]
+    rules: tuple[Rule, ...]
+    escalation: EscalationSettings | None
+    tests: tuple[PolicyTestSettings, ...]
+
+    def fit(self, model: str, task: Task) -> float:
+        """Return how likely an answer of `model` is a good one, 0 to 1."""
+        row = self.fits.get(model) or self.fits.get(ANY_MODEL)
+        if row is None:
+            return FIT
+        base = getattr(row, task.label)
+        if base is None:
+            base = FIT if row.other is None else row.other
+        less = (row.slope or 0.0) * task.difficulty
+        more = row.languages.get(task.language, 0.0) if task.language else 0.0
+        return float(min(max(base - less + more, 0.0), 1.0))
+
+
+def read_policy(path: Path, models: Sequence[str]) -> Policy:
+    """Return the policy in a file.
+
+    Parameters
+    ----------
+    models
+        The names of the models there are.
+
+    Raises
+    ------
+    ConfigError
+        With every problem of the first file that has any: this one, or one that it extends.
+    """
+    settings = read_as(path, PolicySettings, lambda data: policy_problems(data, models))
+    return make_policy(path.stem, settings, path, models)
+
+
+def shipped_policy(name: str, models: Sequence[str]) -> Policy:
+    """Return one of `SHIPPED`. What it says of models that are not there does not count."""
+    path = SHIPPED[name]
+    return make_policy(name, read_as(path, PolicySettings, lambda _: ()), path, models)
+
+
+def make_policy(name: str, settings: PolicySettings, path: Path, models: Sequence[str]) -> Policy:
+    """Return the policy made of `settings`, which are from the file `path`, and what they extend.
+
+    Raises
+    ------
+    ConfigError
+        A file that is extended is broken, missing, or extends itself.
+    """
+    whole = _extended(settings, path, models, (path.resolve(),))
+    default = whole.default if whole.default in models else None
+    return Policy(
+        name=name,
+        version=hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()[:12],
+        default=default or models[0],
+        price_per_second=whole.price_per_second or 0.0,
+        switch_margin=whole.switch_margin or 0.0,
+        deadline_s=whole.deadline_s,
+        serve_while_loading=bool(whole.serve_while_loading),
+        fallbacks=whole.fallbacks or 0,
+        output_tokens={str(task): tokens for task, tokens in whole.output_tokens.items()},
+        fits=whole.fit,
+        rules=tuple(Rule(rule, _compiled(rule.when)) for rule in whole.rules),
+        escalation=whole.escalation,
+        tests=tuple(whole.tests),
+    )
+
+
+def _extended(
+    settings: PolicySettings, path: Path, models: Sequence[str], chain: tuple[Path, ...]
+) -> PolicySettings:
+    """Return `settings` with what they extend filled in."""
+    if chain[-1] == SHIPPED["balanced"].resolve():
+        return settings
+    where = _parent(settings.extends or "balanced", path)
+    if where.resolve() in chain:
+        names = " extends ".join(f"`{each.name}`" for each in (*chain, where))
+        message = f"goes in a circle: {names}; let the last one extend `balanced`"
+        raise ConfigError(path, [Problem("extends", message)])
+    is_shipped = where in SHIPPED.values()
+    found = read_as(
+        where,
+        PolicySettings,
+        (lambda _: ()) if is_shipped else lambda d: policy_problems(d, models),
+    )
+    parent = _extended(found, where, models, (*chain, where.resolve()))
+    return _merged(settings, parent)
+
+
+def _parent(name: str, path: Path) -> Path:
+    if name in SHIPPED:
+        return SHIPPED[name]
+    where = path.parent / name
+    if not where.is_file():
+        message = (
+            f"there is no shipped policy and no file called `{name}`"
+            f"{nearest(name, SHIPPED)}; shipped are {', '.join(SHIPPED)}"
+        )
+        raise ConfigError(path, [Problem("extends", message)])
+    return where
+
+
+def _merged(child: PolicySettings, parent: PolicySettings) -> PolicySettings:
+    """Return `child` with what it does not say taken from `parent`. Tests are the child's own."""
+    missing = {
+        field: getattr(parent, field)
+        for field in child.__struct_fields__
+        if getattr(child, field) is None
+    }
+    fits = {
+        model: _merged_fit(child.fit.get(model), parent.fit.get(model))
+        for model in {**parent.fit, **child.fit}
+    }
+    # One name stands for one rule, so a child replaces its parent's rule by its name.
+    own = {rule.name for rule in child.rules}
+    return structs.replace(
+        child,
+        **missing,
+        output_tokens={**parent.output_tokens, **child.output_tokens},
+        fit=fits,
+        rules=[*child.rules, *(rule for rule in parent.rules if rule.name not in own)],
+    )
+
+
+def _merged_fit(child: FitSettings | None, parent: FitSettings | None) -> FitSettings:
+    if child is None or parent is None:
+        return child or parent or FitSettings()
+    if child.other is not None:  # it speaks for every task that the child does not name
+        parent = FitSettings(slope=parent.slope, languages=parent.languages)
+    missing = {
+        field: getattr(parent, field)
+        for field in child.__struct_fields__
+        if getattr(child, field) is None
+    }
+    languages = {**parent.languages, **child.languages}
+    return structs.replace(child, **missing, languages=languages)
+
+
+# --- conditions ---------------------------------------------------------------------------------
+
+
+def fold(text: str) -> str:
+    """Return `text` in lower case, without accents."""
+    text = text.lower()
+    if text.isascii():
+        return text
+    marks = unicodedata.normalize("NFKD", text)
+    return "".join(char for char in marks if not unicodedata.combining(char))
+
+
+def _compiled(when: ConditionSettings) -> Applies:
+    """Return what says whether a condition holds."""
+    parts = list(_parts(when))
+    return lambda task, facts: all(part(task, facts) for part in parts)
+
+
+def _parts(when: ConditionSettings) -> Iterator[Applies]:
+    if when.task is not None:
+        tasks = frozenset([when.task] if isinstance(when.task, str) else when.task)
+        yield lambda task, _: task.label in tasks
+    for key, least, most in (
+        ("confidence", when.confidence_min, None),
+        ("difficulty", when.difficulty_min, when.difficulty_max),
+        ("prompt_tokens", when.prompt_tokens_min, when.prompt_tokens_max),
+        ("turns", when.turns_min, when.turns_max),
+    ):
+        if least is not None or most is not None:
+            yield _between(key, least, most)
+    for key in ("language", "output"):
+        if (wanted := getattr(when, key)) is not None:
+            yield _equal(key, wanted)
+    if when.images is not None:
+        yield lambda task, _: (task.images > 0) is when.images
+    if when.tools is not None:
+        yield lambda task, _: (task.tools > 0) is when.tools
+    if when.keywords is not None:
+        found = keywords(when.keywords)
+        yield lambda _, facts: found.search(fold(facts.text)) is not None
+    if when.regex is not None:
+        yield _searched(regex.compile(when.regex))
+    if when.user is not None:
+        users = frozenset([when.user] if isinstance(when.user, str) else when.user)
+        yield lambda _, facts: facts.user in users
+    if when.headers:
+        headers = {name.lower(): value for name, value in when.headers.items()}
+        yield lambda _, facts: _has(facts.headers, headers)
+    if when.metadata:
+        yield lambda _, facts: _has(facts.metadata, when.metadata)
+    if when.hours is not None:
+        begin, end = (int(part[:2]) * 60 + int(part[3:]) for part in when.hours.split("-"))
+        if begin <= end:
+            yield lambda _, facts: begin <= facts.minute < end
+        else:  # over midnight
+            yield lambda _, facts: facts.minute >= begin or facts.minute < end
+
+
+def _between(key: str, least: float | None, most: float | None) -> Applies:
+    low = float("-inf") if least is None else least
+    high = float("inf") if most is None else most
+    return lambda task, _: low <= getattr(task, key) <= high
+
+
+def _equal(key: str, wanted: str) -> Applies:
+    return lambda task, _: getattr(task, key) == wanted
+
+
+def keywords(words: Iterable[str]) -> "regex.Pattern[str]":
+    """Return a pattern that finds any of `words` as whole words in a folded text."""
+    each = "|".join(regex.escape(fold(word).strip()) for word in sorted(words, key=len)[::-1])
+    return regex.compile(rf"(?<!\w)(?:{each})(?!\w)")
+
+
+def _searched(pattern: "regex.Pattern[str]") -> Applies:
+    def applies(_: Task, facts: Facts) -> bool:
+        try:
+            return pattern.search(facts.text[:_REGEX_CHARS], timeout=REGEX_S) is not None
+        except TimeoutError:
+            return False
+
+    return applies
+
+
+def _has(given: Any, wanted: dict[str, str]) -> bool:
+    return all(name in given and value in ("*", given[name]) for name, value in wanted.items())
