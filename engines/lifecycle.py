@@ -14,7 +14,7 @@ Promises (held by `tests/engines/test_lifecycle.py` over random sequences of eve
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from config import ModelSettings, PoolSettings
@@ -50,10 +50,14 @@ SOON_S = 60.0
 """How far ahead an eviction looks: a model that is wanted later than this costs nothing now."""
 
 
+LOOK_S = 1.0
+"""How old a look at the machine's memory may be for an estimate: one takes 0.4 ms."""
+
+
 class _Model:
     """One model's place in memory, and its queue."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, footprint_bytes: int) -> None:
         self.settings = settings
         self.name = settings.name
         self.phase: State = "cold"
@@ -67,7 +71,7 @@ class _Model:
         self.present = False  # an engine was started and has not been stopped
         self.waiting = Queue()
         self.running: set[Ticket] = set()
-        self.footprint_bytes = 0
+        self.footprint_bytes = footprint_bytes
         self.reserved_bytes = 0
         self.failure: str | None = None
         self.failures = 0  # in a row
@@ -127,6 +131,15 @@ class _Model:
         self.rate = self.arrivals_per_s(now) + 1 / RATE_S
         self.rate_at = now
 
+    def queue_s(self) -> float:
+        """Return how long one more request would wait for a free place, once it is in memory."""
+        ahead = self.held + 1 - self.settings.max_num_seqs
+        return self.service_s * math.ceil(ahead / self.settings.max_num_seqs) if ahead > 0 else 0.0
+
+    def drain_s(self) -> float:
+        """Return how long its running requests are likely to go on."""
+        return self.service_s if self.running else 0.0
+
     def regret(self, now: float) -> float:
         """Return the seconds that evicting it now is expected to cost."""
         return self.reload_s() * (1 - math.exp(-self.arrivals_per_s(now) * SOON_S))
@@ -147,6 +160,8 @@ class Lifecycle:
         Returns the time in seconds; only differences count.
     available_bytes
         Returns what the machine has available now.
+    footprints
+        What models are likely to take, as far as that is known before they are located.
     """
 
     def __init__(
@@ -156,8 +171,11 @@ class Lifecycle:
         budget_bytes: int,
         clock: Callable[[], float],
         available_bytes: Callable[[], int],
+        footprints: Mapping[str, int] = {},
     ) -> None:
-        self._models = {model.name: _Model(model) for model in models}
+        self._models = {
+            model.name: _Model(model, footprints.get(model.name, 0)) for model in models
+        }
         self._settings = settings
         self._budget_bytes = budget_bytes
         self._clock = clock
@@ -165,6 +183,7 @@ class Lifecycle:
         self._refused: list[Refuse] = []
         self._times: list[float] = []  # when something will be due
         self._shut = False
+        self._looked_at, self._overshoot = -math.inf, 0  # memory, for estimates
         self.wake_at: float | None = None
         """When `advance` must be called though nothing happened; None: never."""
 
@@ -175,20 +194,27 @@ class Lifecycle:
     def snapshots(self) -> list[Snapshot]:
         """Return every model as it looks now. Touches nothing."""
         now = self._clock()
-        return [
-            Snapshot(
-                model=each.name,
-                state=each.state,
-                waiting=len(each.waiting),
-                running=len(each.running),
-                footprint_bytes=each.footprint_bytes,
-                failure=each.failure,
-                retry_in_s=max(each.retry_at - now, 0.0) if each.phase == "failed" else 0.0,
-                load_s=each.load_s,
-                arrivals_per_min=60 * each.arrivals_per_s(now),
-            )
-            for each in self._models.values()
-        ]
+        return [self._snapshot(each, now) for each in self._models.values()]
+
+    def _snapshot(self, each: _Model, now: float) -> Snapshot:
+        leave = self._would_leave(each, now)
+        drain_s = max((other.drain_s() for other in leave), default=0.0)
+        is_here = each.phase == "ready" and not each.closing
+        return Snapshot(
+            model=each.name,
+            state=each.state,
+            waiting=len(each.waiting),
+            running=len(each.running),
+            footprint_bytes=each.footprint_bytes,
+            failure=each.failure,
+            retry_in_s=max(each.retry_at - now, 0.0) if each.phase == "failed" else 0.0,
+            load_s=each.load_s,
+            arrivals_per_min=60 * each.arrivals_per_s(now),
+            load_in_s=0.0 if is_here else drain_s + self._load_in_s(each, now),
+            queue_s=each.queue_s(),
+            evicts=tuple(other.name for other in leave),
+            displacement_s=sum(other.regret(now) for other in leave),
+        )
 
     def waits_for(self, ticket: Ticket) -> str:
         """Return what a waiting ticket waits for, as a clause without the client's text."""
@@ -410,9 +436,12 @@ class Lifecycle:
 
     def _victims(self, model: _Model, missing: int, now: float) -> list[_Model] | None:
         """Return the models whose leaving frees enough and costs least; None when none can."""
-        chosen: list[_Model] = []
         if all(ticket.preload for ticket in model.waiting):
             return None
+        return self._cheapest(missing, now)
+
+    def _cheapest(self, missing: int, now: float) -> list[_Model] | None:
+        chosen: list[_Model] = []
         able = [each for each in self._models.values() if each.phase == "ready"]
         able = [each for each in able if not each.closing and not each.settings.pin]
         # Idle ones first, then by the expected cost of bringing them back.
@@ -509,11 +538,28 @@ class Lifecycle:
         """Return the seconds after which a request for `model` is likely to be served."""
         if model.phase == "ready":
             return model.service_s * max(len(model.waiting), 1) / model.settings.max_num_seqs
+        return self._load_in_s(model, now)
+
+    def _load_in_s(self, model: _Model, now: float) -> float:
+        """Return the seconds until a model that is not in memory is likely to be."""
         # Loads are begun in the order of asking, one after another, and this may be the last.
         since = model.since if model.phase == "loading" else now
         loads = [each for each in self._models.values() if each.phase == "loading"]
         ahead = [each for each in loads if each.is_starting or each.since <= since]
         return sum(each.still_loads_s(now) for each in {model, *ahead})
+
+    def _would_leave(self, model: _Model, now: float) -> list[_Model]:
+        """Return who would have to leave if `model` were asked for now; [] if nobody, or all must.
+
+        What cannot be had at all is refused when it is asked for; this is an estimate.
+        """
+        if model.phase == "ready" or model.is_starting or not model.footprint_bytes:
+            return []
+        if now - self._looked_at > LOOK_S:
+            self._looked_at, self._overshoot = now, self._missing_bytes(0)
+        leaving = sum(each.reserved_bytes for each in self._leaving())
+        missing = model.footprint_bytes + self._overshoot - leaving
+        return (self._cheapest(missing, now) or []) if missing > 0 else []
 
     def _waited_too_long(self, model: _Model, now: float) -> Unavailable:
         seconds = self._settings.load_wait_s

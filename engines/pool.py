@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,13 +65,16 @@ class Pool:
         loader: Loader,
         budget_bytes: int,
         available: Callable[[], int] = available_bytes,
+        footprints: Mapping[str, int] = {},
     ) -> None:
         self._models = {model.name: model for model in models}
         self.budget_bytes = budget_bytes
         self._settings = settings
         self._loader = loader
         self._clock = time.monotonic
-        self._lifecycle = Lifecycle(models, settings, budget_bytes, self._clock, available)
+        self._lifecycle = Lifecycle(
+            models, settings, budget_bytes, self._clock, available, footprints
+        )
         self._directories: dict[str, Path] = {}
         self._engines: dict[str, Engine] = {}
         self._gone: dict[str, asyncio.Event] = {}  # of the engine that starts, runs or stops

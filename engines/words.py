@@ -106,6 +106,14 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         What its last load took, in seconds, or None before the first.
     arrivals_per_min
         How often it was asked for lately.
+    load_in_s
+        Seconds until it could be in memory; 0 if it is.
+    queue_s
+        Seconds from then on until it has a free place for one more.
+    evicts
+        Models that would have to leave for it now.
+    displacement_s
+        Seconds that this is expected to cost those who want them soon.
     """
 
     model: str
@@ -117,6 +125,10 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     retry_in_s: float
     load_s: float | None
     arrivals_per_min: float
+    load_in_s: float = 0.0
+    queue_s: float = 0.0
+    evicts: tuple[str, ...] = ()
+    displacement_s: float = 0.0
 
     @property
     def held(self) -> int:

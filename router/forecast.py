@@ -1,0 +1,154 @@
+"""How fast each model reads and writes, learned from its answers; the decision predicts by it.
+
+Kept in a small file of numbers across restarts, so that the first decision after one is as good
+as the last before it.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from config import ModelSettings
+
+log = logging.getLogger("axion.forecast")
+
+WEIGHT = 0.2
+"""Of the newest answer in a running mean; the first ones weigh more."""
+
+TOKENS_MIN = 4
+"""Shorter answers, and prompts ten times as long, say nothing about speed."""
+
+_BANDWIDTH = 15e9  # bytes of weights read per second, before anything was measured
+_FASTEST = 60.0  # tokens/s of one answer then, since a small model is not bound by its weights
+_PREFILL = 30.0  # how many times as fast as it writes a model reads, then
+
+
+class Mean(Struct):
+    """A running mean."""
+
+    value: float
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        """Move the mean to `value`, less and less."""
+        self.count += 1
+        self.value += max(WEIGHT, 1 / self.count) * (value - self.value)
+
+
+class Speed(Struct):
+    """Speeds of one model, in tokens/s.
+
+    Attributes
+    ----------
+    prefill
+        Of reading a prompt; None before the first.
+    decode
+        Of writing one answer, by how many are written at a time: 1, 2, 4, 8, ...
+    error
+        Mean of |predicted / measured - 1| of the seconds of a whole answer.
+    """
+
+    prefill: Mean | None = None
+    decode: dict[int, Mean] = {}
+    error: Mean | None = None
+
+
+class Forecast:
+    """What is known of every model's speed.
+
+    Parameters
+    ----------
+    models
+        A measurement is kept for a source with its settings, not for a name.
+    path
+        The file, or None to keep nothing.
+    """
+
+    def __init__(self, models: Iterable[ModelSettings], path: Path | None = None) -> None:
+        self._keys = {model.name: _key(model) for model in models}
+        self._path = path
+        self._speeds: dict[str, Speed] = {}
+        if path is not None:
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                self._speeds = msgspec.json.decode(path.read_bytes(), type=dict[str, Speed])
+
+    def prefill_tokens_per_s(self, model: str, footprint_bytes: int) -> float:
+        """Return how fast `model` reads a prompt."""
+        known = self._speed(model).prefill
+        return known.value if known else _PREFILL * _prior(footprint_bytes)
+
+    def decode_tokens_per_s(self, model: str, running: int, footprint_bytes: int) -> float:
+        """Return how fast it writes an answer beside `running` others."""
+        known = self._speed(model).decode
+        if not known:
+            return _prior(footprint_bytes)
+        wanted = _bucket(running + 1)
+        return known[min(known, key=lambda bucket: abs(bucket - wanted))].value
+
+    def error(self, model: str) -> float | None:
+        """Return by what share predictions were off lately, or None before the first."""
+        known = self._speed(model).error
+        return known.value if known else None
+
+    def read(self, model: str, tokens: int, seconds: float) -> None:
+        """Note that a prompt of `tokens` was read in `seconds`."""
+        if tokens >= 10 * TOKENS_MIN and seconds > 0:
+            speed = self._own(model)
+            speed.prefill = speed.prefill or Mean(0.0)
+            speed.prefill.add(tokens / seconds)
+
+    def wrote(self, model: str, running: int, tokens: int, seconds: float) -> None:
+        """Note that an answer of `tokens` was written in `seconds` beside `running` others."""
+        if tokens >= TOKENS_MIN and seconds > 0:
+            self._own(model).decode.setdefault(_bucket(running + 1), Mean(0.0)).add(
+                tokens / seconds
+            )
+
+    def took(self, model: str, predicted_s: float, measured_s: float) -> None:
+        """Note how long a whole answer took, and was expected to."""
+        if measured_s > 0:
+            speed = self._own(model)
+            speed.error = speed.error or Mean(0.0)
+            speed.error.add(abs(predicted_s / measured_s - 1))
+
+    def save(self) -> None:
+        """Write what is known; a disk that refuses is no reason to fail."""
+        if self._path is None or not self._speeds:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            new.write_bytes(msgspec.json.encode(self._speeds))
+            new.replace(self._path)
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); speeds are measured anew", self._path, error)
+
+    def _speed(self, model: str) -> Speed:
+        return self._speeds.get(self._keys[model], _UNKNOWN)
+
+    def _own(self, model: str) -> Speed:
+        return self._speeds.setdefault(self._keys[model], Speed())
+
+
+_UNKNOWN = Speed()
+
+
+def _key(model: ModelSettings) -> str:
+    """Return what the speed of a model depends on."""
+    facts = (model.source, model.engine, model.dtype, model.quantization, model.enforce_eager)
+    return " ".join(map(str, (*facts, model.threads, model.max_num_batched_tokens)))
+
+
+def _prior(footprint_bytes: int) -> float:
+    """Return the tokens/s of one answer as far as the size of a model tells."""
+    return min(_BANDWIDTH / max(footprint_bytes, 1), _FASTEST)
+
+
+def _bucket(count: int) -> int:
+    """Return the power of two that is not below `count`."""
+    return 1 << max(count - 1, 0).bit_length()
