@@ -77,6 +77,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--classifier", type=Path, metavar="FILE", help="a trained one, instead of the shipped one"
     )
+    evaluate.add_argument(
+        "--compare",
+        action="store_true",
+        help="beside simpler ones, trained on the prompts that ship with the project (a minute)",
+    )
+    evaluate.add_argument(
+        "--leave-one-source-out",
+        action="store_true",
+        help="beside models that are trained on the other sources of FILE (minutes)",
+    )
+    evaluate.add_argument(
+        "--pictures", type=Path, metavar="DIRECTORY", help="where to write pictures, as SVG"
+    )
     for sub, what in ((serve, "to listen on"), (models, "the service listens on")):
         for key in ("host", "port"):
             noun = "address" if key == "host" else key
@@ -202,20 +215,35 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from router.classifier import WEIGHTS, DamagedWeights, load
-    from router.training import data
-    from router.training.evaluate import report
+    from router.training import data, evaluate, pictures
 
     try:
         rows = data.read(options.prompts)
         classifier = load(options.classifier or WEIGHTS)
-    except (OSError, data.BadRow, DamagedWeights) as error:
+        if not rows:
+            raise evaluate.TooFew("no prompt in there has one of the known tasks")
+        judged = evaluate.judge(classifier, rows)
+        if options.pictures:
+            pictures.write(judged, options.pictures)
+        tables = evaluate.sections(judged)
+        prompts = data.read([data.PROMPTS])
+        if options.compare:
+            tables["Beside others"] = evaluate.comparison(classifier, rows, prompts)
+        if options.leave_one_source_out:
+            tables["Sources left out"] = evaluate.left_out_sources(judged, prompts, _step)
+    except (
+        *(OSError, data.BadRow, DamagedWeights),
+        *(evaluate.TooFew, pictures.Unavailable),
+    ) as error:
         sys.stderr.write(f"axion: {error}.\n")
         return 1
-    if not rows:
-        sys.stderr.write("axion: no prompt in there has one of the known tasks.\n")
-        return 1
-    sys.stdout.write(report(classifier, rows))
+    sys.stdout.write("\n".join(f"## {name}\n\n{table}\n" for name, table in tables.items()))
     return 0
+
+
+def _step(text: str) -> None:
+    """Say what is about to be trained."""
+    sys.stderr.write(f"axion: training: {text}\n")
 
 
 def _running_states(settings: Settings) -> dict[str, str]:

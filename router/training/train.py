@@ -1,7 +1,7 @@
 """Train the classifier: a minute on 2 cores. The same rows and seed give the same model."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
@@ -10,6 +10,7 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
 
 from router.classifier import SURFACE, TASKS, Classifier, grams, surface
 from router.training.data import Row
@@ -38,10 +39,14 @@ class Trained:
         self.model = LogisticRegression(
             C=STRENGTH, max_iter=300, class_weight="balanced", random_state=seed
         )
-        self.model.fit(
-            self._matrix(all_grams, [row.text for row in rows]),
-            [TASKS.index(row.task) for row in rows],
-        )
+        with threadpool_limits(1):  # sums differ with the number of threads, and then the model
+            self.model.fit(
+                self._matrix(all_grams, [row.text for row in rows]),
+                [TASKS.index(row.task) for row in rows],
+            )
+        # What is evaluated and calibrated has the very weights that are served.
+        self.model.coef_ = _single(self.model.coef_)
+        self.model.intercept_ = _single(self.model.intercept_)
 
     def scores(self, texts: Sequence[str]) -> NDArray[numpy.float64]:
         """Return scikit-learn's own scores, of shape (len(texts), len(TASKS))."""
@@ -77,6 +82,11 @@ class Trained:
         )
 
 
+def _single(values: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    """Return the values rounded to single precision, in double."""
+    return values.astype(numpy.float32).astype(numpy.float64)
+
+
 def train(rows: Sequence[Row], seed: int = 0) -> Classifier:
     """Return a calibrated classifier.
 
@@ -102,9 +112,15 @@ def train(rows: Sequence[Row], seed: int = 0) -> Classifier:
 
 
 def left_out(
-    rows: Sequence[Row], seed: int = 0
+    rows: Sequence[Row],
+    seed: int = 0,
+    more: Sequence[Row] = (),
+    on_source: Callable[[str], None] = lambda source: None,
 ) -> tuple[NDArray[numpy.float64], NDArray[numpy.int64]]:
-    """Return the scores of every row by a model that saw nothing of its source, and its task."""
+    """Return the scores of every row by a model that saw nothing of its source, and its task.
+
+    Every model is also trained on the rows in `more`. `on_source` is called before each is trained.
+    """
     sources = sorted({row.source for row in rows})
     if len(sources) == 1:  # nothing can be left out but random rows
         sources = [str(part) for part in range(5)]
@@ -114,7 +130,8 @@ def left_out(
         ]
     scores = numpy.zeros((len(rows), len(TASKS)))
     for source in sources:
-        others = [row for row in rows if row.source != source]
+        on_source(source)
+        others = [*more, *(row for row in rows if row.source != source)]
         here = [index for index, row in enumerate(rows) if row.source == source]
         model = Trained(others, seed)
         scores[numpy.ix_(here, model.model.classes_)] = model.scores([rows[i].text for i in here])
