@@ -15,6 +15,7 @@ _INK = "#7d8590"
 """A grey with a contrast of 4 to 1 on white and on GitHub's dark background."""
 
 _BLUE = "#2f81f7"
+_LIGHT, _DARK = numpy.array([0.93, 0.96, 1.0]), numpy.array([0.05, 0.33, 0.78])
 
 _STYLE = {
     "svg.hashsalt": "axion",  # the same numbers give the same file
@@ -86,30 +87,23 @@ def confusion_matrix(judged: Judged, figure: Any) -> None:
     axes = figure.subplots()
     counts = confusion(judged)
     shares = counts / numpy.maximum(counts.sum(axis=1, keepdims=True), 1)
-    for row, column in numpy.ndindex(counts.shape):
+    colours = _LIGHT + shares[..., None] * (_DARK - _LIGHT)  # opaque: the same on every page
+    axes.pcolormesh(range(len(TASKS)), range(len(TASKS)), colours, edgecolor="white", linewidth=2)
+    for row, column in numpy.argwhere(counts):
         share = shares[row, column]
-        axes.add_patch(_cell(row, column, float(share)))
-        if counts[row, column]:
-            axes.text(
-                *(column, row, f"{counts[row, column]}\n{share:.0%}"),
-                color="white" if share > 0.45 else _INK,
-                fontsize=8.5,
-                ha="center",
-                va="center",
-            )
-    edges = (-0.5, len(TASKS) - 0.5)
-    axes.set(xlim=edges, ylim=edges[::-1], xlabel="taken for", ylabel="is")
+        axes.text(
+            *(column, row, f"{counts[row, column]}\n{f'{share:.0%}' if share >= 0.01 else '<1%'}"),
+            color="white" if share > 0.5 else "#24292f",
+            fontsize=8.5,
+            horizontalalignment="center",
+            verticalalignment="center",
+        )
+    axes.set(xlabel="taken for", ylabel="is")
+    axes.invert_yaxis()
     axes.set_xticks(range(len(TASKS)), TASKS)
     axes.set_yticks(range(len(TASKS)), TASKS)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def _cell(row: int, column: int, share: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    corner = (column - 0.48, row - 0.48)
-    return Rectangle(corner, 0.96, 0.96, facecolor=_BLUE, alpha=0.04 + 0.96 * share, linewidth=0)
 
 
 def sources(judged: Judged, figure: Any) -> None:
@@ -124,12 +118,10 @@ def sources(judged: Judged, figure: Any) -> None:
     axes = figure.subplots()
     for place, (share, _, count) in enumerate(each):
         axes.plot(share_interval(round(share * count), count), (place, place), color=_INK)
-        axes.plot(share, place, "o", color=_BLUE)
+        axes.plot(share, place, "o", color=_BLUE, clip_on=False)
     axes.axvline(float(right.mean()), color=_INK, linewidth=1, linestyle=(0, (4, 4)), zorder=0)
     axes.set_yticks(range(len(each)), [f"{name} ({count})" for _, name, count in each])
-    axes.set(
-        xlim=(0, 1.01), ylim=(-0.7, len(each) - 0.3), xlabel="accuracy (dashed: of all prompts)"
-    )
+    axes.set(xlim=(0, 1), ylim=(-0.7, len(each) - 0.3), xlabel="accuracy (dashed: of all prompts)")
 
 
 _NAMES = {reliability: "reliability", confusion_matrix: "confusion", sources: "sources"}
