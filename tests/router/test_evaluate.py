@@ -103,7 +103,7 @@ def test_lists_of_keywords_tell_the_task_of_most_words_and_else_go_by_length(tex
 def test_the_comparison_has_ours_beside_each_baseline(few):
     table = evaluate.comparison(shipped(), few, few)
 
-    assert float(cells(table, "**this one**")[-1]) == pytest.approx(1, abs=0.9)
+    assert cells(table, "**this one**")[-1] == "1"
     assert float(cells(table, "always the commonest task")[-1]) < 0.5
     for name in ("length of the text", "lists of keywords, and length"):
         assert len(cells(table, name)) == 7
