@@ -235,7 +235,7 @@ def _overview(judged: Judged) -> str:
         lines.append(_line("accuracy on those", _accuracy(truth[sure], found[sure])))
     error = calibration_error(judged.likely, truth)
     lines.append(_line("expected calibration error", f"{error:.3f}"))
-    return "\n".join([f"{len(truth)} prompts.", "", *lines])
+    return "\n".join([f"{len(truth):,} prompts.", "", *lines])
 
 
 def _by_task(judged: Judged) -> str:

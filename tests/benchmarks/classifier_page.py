@@ -24,7 +24,9 @@ _PAGE = DOCS / "classifier.md"
 
 def main() -> None:
     """Write the parts of the page that are asked for."""
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--part", choices=PARTS, action="append")
     options = parser.parse_args()
@@ -45,7 +47,7 @@ def _public(rows: list[data.Row]) -> str:
     collections = len({row.source for row in rows})
     return "\n\n".join(
         [
-            f"{len(rows):,} public prompts in {collections} collections, {_today()}.",
+            f"From {collections} public collections, {time.strftime('%Y-%m-%d')}.",
             *(f"### {name}\n\n{tables[name]}" for name in shown),
         ]
     )
@@ -75,10 +77,6 @@ PARTS: dict[str, Callable[[list[data.Row]], str]] = {
     "times": _times,
     "sources left out": _sources_left_out,
 }
-
-
-def _today() -> str:
-    return time.strftime("%Y-%m-%d")
 
 
 def _say(line: str) -> None:
