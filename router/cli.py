@@ -12,7 +12,16 @@ from pathlib import Path
 
 import msgspec
 
-from config import ConfigError, ModelSettings, Problem, ServerSettings, Settings, read, refusal
+from config import (
+    ConfigError,
+    LedgerSettings,
+    ModelSettings,
+    Problem,
+    ServerSettings,
+    Settings,
+    read,
+    refusal,
+)
 from router import VERSION
 from router.address import url
 
@@ -126,16 +135,18 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _read_with_files(options: argparse.Namespace, needed: bool = False) -> Settings:
-    """Return the settings, if no model's files are broken, or need another CPU.
+    """Return the settings, if no model's files are broken, or need another CPU, nor any other's.
 
     With `needed`, also if no directory is missing; else its files may come later.
     """
-    settings = _read(options)
-    problems = [
-        Problem(f"models[{index}].source", problem)
+    settings, base = _read(options), _base(options)
+    found = {
+        f"models[{index}].source": _problem_of_files(model, base, needed)
         for index, model in enumerate(settings.models)
-        if (problem := _problem_of_files(model, _base(options), needed))
-    ]
+    }
+    found["routing.classifier"] = _problem_of_classifier(settings.routing.classifier, base)
+    found["ledger.path"] = _problem_of_ledger(settings.ledger, base)
+    problems = [Problem(key, problem) for key, problem in found.items() if problem]
     if problems:
         raise ConfigError(options.config, problems)
     return settings
@@ -152,6 +163,27 @@ def _problem_of_files(model: ModelSettings, base: Path, needed: bool) -> str | N
     return sources.damage(model.source, base) or (
         cpu.objection(model, directory) if directory else None
     )
+
+
+def _problem_of_classifier(chosen: str | None, base: Path) -> str | None:
+    if chosen is None:
+        return None
+    from router.classifier import DamagedWeights, in_use
+
+    try:
+        in_use(chosen, base)
+    except DamagedWeights as error:
+        return f"{error}. Put back a sound one, or leave this key out for the shipped one"
+    return None
+
+
+def _problem_of_ledger(ledger: LedgerSettings, base: Path) -> str | None:
+    if ledger.path is None:
+        return None
+    from router.ledger import ledger_path, objection
+
+    path = ledger_path(ledger, base)
+    return f"{path} {wrong}" if path and (wrong := objection(path)) else None
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 
 from policies import Task
-from router import classifier, features, tokens
+from router import features, tokens
+from router.classifier import Classifier, crop
 from router.words import Request, Turn
 
 TURN_TOKENS = 5
@@ -41,11 +42,11 @@ _FOLLOW_UP = re.compile(
 )
 
 
-def describe(request: Request) -> Task:
+def describe(request: Request, classifier: Classifier) -> Task:
     """Return what `request` is, from its text alone. Never raises."""
     text = subject(request.turns)
-    has_words = any(map(str.isalnum, classifier.crop(text)))
-    likely = classifier.shipped().probabilities(text) if has_words else {}
+    has_words = any(map(str.isalnum, crop(text)))
+    likely = classifier.probabilities(text) if has_words else {}
     label = max(likely, key=likely.__getitem__, default="general")
     confidence = likely.get(label, 0.0)
     images = sum(turn.images for turn in request.turns)
