@@ -190,12 +190,12 @@ def load(path: Path) -> Classifier:
         The file cannot be read, or its checksum or its shapes are wrong.
     """
     try:
-        with numpy.load(path, allow_pickle=False) as file:
-            text = file["vocabulary"].tobytes()
-            card = json.loads(file["card"].tobytes())
+        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as arrays:
+            text = arrays["vocabulary"].tobytes()
+            card = json.loads(arrays["card"].tobytes())
             vocabulary = text.decode().split("\n")
-            weights, more, bias = file["weights"], file["surface_weights"], file["bias"]
-            temperature = float(file["temperature"])
+            weights, more, bias = arrays["weights"], arrays["surface_weights"], arrays["bias"]
+            temperature = float(arrays["temperature"])
     except (
         OSError,
         ValueError,

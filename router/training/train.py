@@ -10,6 +10,7 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
 
 from router.classifier import SURFACE, TASKS, Classifier, grams, surface
 from router.training.data import Row
@@ -38,10 +39,13 @@ class Trained:
         self.model = LogisticRegression(
             C=STRENGTH, max_iter=300, class_weight="balanced", random_state=seed
         )
-        self.model.fit(
-            self._matrix(all_grams, [row.text for row in rows]),
-            [TASKS.index(row.task) for row in rows],
-        )
+        # Several threads of the linear algebra gain nothing here, and on busy cores they take a
+        # hundred times as long, because they wait for each other.
+        with threadpool_limits(1):
+            self.model.fit(
+                self._matrix(all_grams, [row.text for row in rows]),
+                [TASKS.index(row.task) for row in rows],
+            )
 
     def scores(self, texts: Sequence[str]) -> NDArray[numpy.float64]:
         """Return scikit-learn's own scores, of shape (len(texts), len(TASKS))."""
