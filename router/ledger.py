@@ -43,8 +43,11 @@ BATCH_MAX = 500
 FLUSH_S = 0.5
 """Longest that a decision waits to be written, in seconds."""
 
+PRUNE_S = 60.0
+"""Seconds between two looks for what is too old."""
+
 WARN_S = 60.0
-"""Seconds between two warnings, and between two looks for what is too old."""
+"""Seconds between two warnings."""
 
 _APPLICATION = 0x4178696F
 _DAY_S = 86_400
@@ -178,7 +181,8 @@ class Ledger:
         self._urgent = False
         self._closing = False
         self._database: sqlite3.Connection | None = None
-        self._warned_at = self._pruned_at = -WARN_S
+        self._warned_at = -WARN_S
+        self._pruned_at = -PRUNE_S
         self._reported = 0
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -253,21 +257,22 @@ class Ledger:
     # --- in the ledger's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
+        self._do([])  # so that trouble with the disk is known at once
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._jobs or self._closing)
+                self._wake.wait_for(lambda: self._jobs or self._closing, PRUNE_S)
                 self._wake.wait_for(
                     lambda: self._urgent or self._closing or len(self._jobs) >= BATCH_MAX, FLUSH_S
                 )
                 jobs, self._jobs = self._jobs, []
                 self._urgent = False
                 closing = self._closing
-            if jobs:
+            if jobs or not closing:
                 self._do(jobs)
-            if closing and not jobs:
-                if self._database is not None:
-                    self._database.close()
-                return
+                continue
+            if self._database is not None:
+                self._database.close()
+            return
 
     def _do(self, jobs: list[_Job]) -> None:
         """Do a batch in one transaction, and tell those who wait for it once it is on the disk."""
@@ -312,7 +317,7 @@ class Ledger:
         """Erase what is too old or too much, and give its place back to the disk."""
         erased = 0
         now = time.monotonic()
-        if now - self._pruned_at >= WARN_S:
+        if now - self._pruned_at >= PRUNE_S:
             self._pruned_at = now
             oldest = time.time() - self._settings.keep_days * _DAY_S
             erased += database.execute("DELETE FROM decisions WHERE at < ?", (oldest,)).rowcount

@@ -266,6 +266,18 @@ def test_old_decisions_go_with_what_was_said_of_them(opened, path):
     database.close()
 
 
+def test_old_decisions_go_also_when_nothing_happens(opened, path, monkeypatch):
+    monkeypatch.setattr(ledger, "PRUNE_S", 0.05)
+    kept = opened(keep_days=1.5 / 86_400)
+    kept.record(entry())
+    assert asyncio.run(kept.decision("a"))
+    deadline = time.monotonic() + 20
+
+    while _count(path):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_the_file_stays_below_its_bound_and_the_newest_stay(opened, path):
     kept = opened(keep_text=True, max_mb=1)
     for number in range(300):
