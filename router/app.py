@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -32,15 +33,18 @@ from router import VERSION, errors
 from router.catalogue import Catalogue
 from router.dispatch import Dispatcher, Record
 from router.errors import ApiError
+from router.ledger import Feedback, Ledger, LedgerFailed
 from router.openapi import (
     ChatOperation,
     CompletionOperation,
+    FeedbackOperation,
     LoadOperation,
     ModelOperation,
     Page,
     PlainOperation,
     page_router,
 )
+from router.parse import parse_feedback
 from router.shutdown import Shutdown
 from router.system import describe_system
 from router.words import Endpoint
@@ -67,6 +71,8 @@ class Service(msgspec.Struct, frozen=True):
     ----------
     base
         Directory that relative model sources start from.
+    ledger
+        Where decisions are kept, or None.
     """
 
     settings: Settings
@@ -75,6 +81,7 @@ class Service(msgspec.Struct, frozen=True):
     catalogue: Catalogue
     dispatcher: Dispatcher
     shutdown: Shutdown
+    ledger: Ledger | None
 
 
 class _App(Litestar):
@@ -93,7 +100,10 @@ class _App(Litestar):
 
 
 def create_app(service: Service) -> Litestar:
-    """Return the ASGI application. Starting it begins the preloads; stopping it ends the pool."""
+    """Return the ASGI application.
+
+    Starting it begins the preloads; stopping it ends the pool, and closes the ledger.
+    """
     shutdown = service.shutdown
 
     @contextlib.asynccontextmanager
@@ -105,6 +115,8 @@ def create_app(service: Service) -> Litestar:
             preload.cancel()
             await service.pool.close()
             await asyncio.gather(preload, return_exceptions=True)
+            if service.ledger:
+                await asyncio.to_thread(service.ledger.close)
 
     @post(
         "/v1/chat/completions",
@@ -125,6 +137,16 @@ def create_app(service: Service) -> Litestar:
     async def completions(request: Request[Any, Any, Any]) -> Response[Any]:
         """Continue a text; `model: "auto"` chooses the model."""
         return await _serve(service, "completions", request)
+
+    @post(
+        "/v1/feedback",
+        status_code=200,
+        operation_class=FeedbackOperation,
+        summary="Say how good a decision was",
+    )
+    async def feedback(request: Request[Any, Any, Any]) -> Response[Any]:
+        """Needs `ledger.path` in the configuration; replaces what was said of it before."""
+        return await _judge(service, request)
 
     @get(
         "/v1/models",
@@ -230,6 +252,7 @@ def create_app(service: Service) -> Litestar:
         [
             chat_completions,
             completions,
+            feedback,
             models,
             model,
             model_with_owner,
@@ -294,6 +317,48 @@ def readiness(pool: Pool, shutdown: Shutdown) -> dict[str, Any]:
         "models": {status.model: status.state for status in statuses},
         "failures": failures,
     }
+
+
+async def _judge(service: Service, request: Request[Any, Any, Any]) -> Response[Any]:
+    """Take feedback on a decision."""
+    ledger = service.ledger
+    if ledger is None:
+        raise ApiError(
+            "This service keeps no decisions, so it takes no feedback on them. Set ledger.path in "
+            "its configuration, and start it again.",
+            "feedback_off",
+        )
+    try:
+        body = parse_feedback(await _body(request))
+    except _ClientLeft:
+        return Response(b"", status_code=499)
+    given = Feedback(
+        decision_id=body.decision_id,
+        at=time.time(),
+        thumbs=body.thumbs,
+        task=body.task,
+        model=None if body.model is None else service.catalogue.one(body.model),
+        note=body.note,
+    )
+    try:
+        with service.shutdown.admit():
+            async with service.shutdown.limit():
+                stored = await ledger.feedback(given)
+    except LedgerFailed:
+        raise ApiError(
+            "The feedback could not be written; the service's log says why. Send it again later.",
+            "ledger_failed",
+            retry_after_s=60,
+        ) from None
+    if not stored:
+        raise ApiError(
+            "There is no decision of this id. Send what `x-axion-decision` of an answer says; "
+            "decisions are kept for ledger.keep_days, those of requests that were refused are not.",
+            "decision_not_found",
+            param="decision_id",
+        )
+    answer = {"object": "feedback", "decision_id": given.decision_id, "stored": True}
+    return Response(answer, media_type=MediaType.JSON)
 
 
 async def _serve(

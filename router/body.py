@@ -90,6 +90,16 @@ class ChatBody(Body, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
+class FeedbackBody(Struct, kw_only=True):
+    """The body of `POST /v1/feedback`."""
+
+    decision_id: Annotated[str, Meta(max_length=64)]
+    thumbs: str | None = None
+    task: str | None = None
+    model: str | None = None
+    note: Annotated[str, Meta(max_length=2000)] | None = None
+
+
 class CompletionBody(Body, kw_only=True):
     """The body of `POST /v1/completions`."""
 

@@ -1,4 +1,4 @@
-"""The story of one request: parse, describe, decide, admit, generate."""
+"""The story of one request: parse, describe, decide, admit, generate, record."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,10 @@ from engines.protocol import Answer, Refused, Reply, Stream
 from engines.words import Ticket
 from policies import Decision, Task, Undecidable, decide, unable
 from router.catalogue import Catalogue
-from router.describe import describe
+from router.classifier import Classifier
+from router.describe import describe, subject
 from router.errors import ApiError, new_id, translate
+from router.ledger import Entry, Ledger, Usage
 from router.parse import parse
 from router.shutdown import Shutdown
 from router.words import Endpoint, Request
@@ -31,7 +33,21 @@ COMMENT_S = 3.0
 
 
 class Record(Struct, kw_only=True):
-    """The biography of one request; no text of the client's is in it."""
+    """The biography of one request; no text of the client's is in it, but for `text`.
+
+    Attributes
+    ----------
+    model, reason
+        Those of the decision, and then of what became of it.
+    task, decision
+        None until they are made.
+    usage
+        What the engine counted, where that is known.
+    text
+        What the classifier read; None unless the operator has it kept.
+    ledger
+        Where it goes when it is closed, or None.
+    """
 
     id: str
     endpoint: Endpoint
@@ -39,7 +55,12 @@ class Record(Struct, kw_only=True):
     asked: str = "?"
     model: str = "-"
     reason: str = ""
+    task: Task | None = None
+    decision: Decision | None = None
+    usage: Usage | None = None
+    text: str | None = None
     outcome: str = "running"
+    ledger: Ledger | None = None
 
     def headers(self) -> dict[str, str]:
         """Return the headers that every answer carries, as far as the story has gone."""
@@ -53,9 +74,10 @@ class Record(Struct, kw_only=True):
         return {name: ascii(value)[1:-1] for name, value in known.items() if value}
 
     def close(self, outcome: str) -> None:
-        """Write the story's one line into the log. The first call counts."""
+        """Write the story into the log, as one line, and into the ledger. The first call counts."""
         if self.outcome == "running":
             self.outcome = outcome
+            seconds = time.monotonic() - self.began
             log.info(
                 "%s %s %s -> %s: %s in %.2f s (%s)",
                 self.id,
@@ -63,26 +85,70 @@ class Record(Struct, kw_only=True):
                 self.asked,
                 self.model,
                 outcome,
-                time.monotonic() - self.began,
+                seconds,
                 self.reason or "not decided",
             )
+            if self.ledger and self.task and self.decision:
+                entry = Entry(
+                    id=self.id,
+                    at=time.time(),
+                    endpoint=self.endpoint,
+                    asked=self.asked,
+                    model=self.model,
+                    task=self.task,
+                    rule=self.decision.rule,
+                    reason=self.reason,
+                    excluded=self.decision.excluded,
+                    outcome=outcome,
+                    seconds=round(seconds, 3),
+                    usage=self.usage,
+                    text=self.text,
+                )
+                self.ledger.record(entry)
+
+
+class _Counted(Struct):
+    usage: Usage | None = None
+
+
+_counted = msgspec.json.Decoder(_Counted)
+
+
+def _usage(body: bytes) -> Usage | None:
+    """Return what an answer says of its tokens, if it does."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return _counted.decode(body).usage
+    return None
 
 
 class Dispatcher:
-    """Takes requests from bytes to replies."""
+    """Takes requests from bytes to replies.
+
+    Parameters
+    ----------
+    ledger
+        Where decisions are kept, or None.
+    """
 
     def __init__(
-        self, settings: Settings, catalogue: Catalogue, pool: Pool, shutdown: Shutdown
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        classifier: Classifier,
+        pool: Pool,
+        shutdown: Shutdown,
+        ledger: Ledger | None,
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
+        self._classifier = classifier
         self._pool = pool
         self._shutdown = shutdown
+        self._ledger = ledger
 
-    @staticmethod
-    def record(endpoint: Endpoint) -> Record:
+    def record(self, endpoint: Endpoint) -> Record:
         """Open the story of a request."""
-        return Record(id=new_id(), endpoint=endpoint, began=time.monotonic())
+        return Record(id=new_id(), endpoint=endpoint, began=time.monotonic(), ledger=self._ledger)
 
     async def dispatch(
         self, record: Record, body: bytes, caller: str, resources: contextlib.AsyncExitStack
@@ -106,9 +172,12 @@ class Dispatcher:
         """
         request = parse(record.endpoint, body)
         record.asked = self._catalogue.resolve(request.model)
-        task = describe(request)
+        task = describe(request, self._classifier)
         decision = self._decide(record.asked, request, task)
+        record.task, record.decision = task, decision
         record.model, record.reason = decision.model, decision.reason
+        if self._ledger and self._ledger.keeps_text:
+            record.text = subject(request.turns)
         if log.isEnabledFor(logging.DEBUG):  # names and numbers; no text of the client's
             whole = {"task": task, "decision": decision}
             log.debug("%s %s", record.id, msgspec.json.encode(whole).decode())
@@ -127,7 +196,11 @@ class Dispatcher:
                 resources.push_async_callback(company.aclose)
                 return self._stream(record, company, resources)
         reply = await work
-        return reply if isinstance(reply, Answer) else self._stream(record, reply, resources)
+        if not isinstance(reply, Answer):
+            return self._stream(record, reply, resources)
+        if self._ledger:
+            record.usage = _usage(reply.body)
+        return reply
 
     async def _begin(
         self, story: "_Story", held: contextlib.AsyncExitStack

@@ -18,11 +18,13 @@ from engines.memory import GIB, budget_bytes
 from engines.plan import make_plan
 from engines.pool import Loader, Pool
 from engines.sources import SourceError, is_local
-from router import classifier, tokens
+from router import tokens
 from router.address import CannotListen, listening, url
 from router.app import Service, create_app
 from router.catalogue import Catalogue
+from router.classifier import DamagedWeights, in_use
 from router.dispatch import Dispatcher
+from router.ledger import BadLedger, Ledger, ledger_path
 from router.shutdown import Shutdown
 
 log = logging.getLogger("axion")
@@ -36,13 +38,22 @@ class CannotStart(Exception):
 
 
 def build(settings: Settings, base: Path, loader: Loader) -> Service:
-    """Return the service for `settings`, with nothing loaded yet."""
+    """Return the service for `settings`, with nothing loaded yet.
+
+    Raises
+    ------
+    DamagedWeights, BadLedger
+        What `routing.classifier` or `ledger.path` names is something else.
+    """
     catalogue = Catalogue(settings, base)
+    classifier = in_use(settings.routing.classifier, base)
     budget = budget_bytes(settings.pool.memory_budget_gb)
     pool = Pool(settings.models, settings.pool, loader, budget)
     shutdown = Shutdown()
-    dispatcher = Dispatcher(settings, catalogue, pool, shutdown)
-    return Service(settings, base, pool, catalogue, dispatcher, shutdown)
+    path = ledger_path(settings.ledger, base)
+    ledger = Ledger.open(path, settings.ledger) if path else None
+    dispatcher = Dispatcher(settings, catalogue, classifier, pool, shutdown, ledger)
+    return Service(settings, base, pool, catalogue, dispatcher, shutdown, ledger)
 
 
 def serve(settings: Settings, base: Path) -> None:
@@ -58,7 +69,8 @@ def serve(settings: Settings, base: Path) -> None:
     CannotListen
         The address or the port cannot be had.
     CannotStart
-        A model's files are missing, or a model can never fit into memory.
+        A model's files are missing, or a model can never fit into memory; or the classifier or
+        the ledger cannot be used.
     """
     with listening(settings.server.host, settings.server.port) as listener:
         _fetch(settings, base)
@@ -67,8 +79,10 @@ def serve(settings: Settings, base: Path) -> None:
             log.info("importing vLLM (5 to 10 s)")
         loader = EngineLoader(settings, base)
         tokens.warm()
-        classifier.shipped()
-        service = build(settings, base, loader)
+        try:
+            service = build(settings, base, loader)
+        except (DamagedWeights, BadLedger) as error:
+            raise CannotStart(str(error)) from None
         config = uvicorn.Config(
             create_app(service),
             log_config=None,

@@ -19,6 +19,9 @@ from router.words import Turn
 PROMPTS = Path(__file__).with_name("prompts")
 """What the shipped classifier is trained on; every row was written for it."""
 
+REGRESSION = Path(__file__).with_name("regression.jsonl")
+"""Written to catch a classifier that has learned surface words; never trained on."""
+
 
 class BadRow(Exception):
     """A row cannot be used; the message says which and why."""

@@ -18,7 +18,7 @@ from router.docs import DOCS, filled
 from router.training import data, evaluate, pictures
 from tests.benchmarks import description
 
-REGRESSION_SET = Path(__file__).parents[1] / "router" / "prompts.jsonl"
+REGRESSION_SET = data.REGRESSION
 _PAGE = DOCS / "classifier.md"
 
 

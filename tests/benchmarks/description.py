@@ -32,7 +32,7 @@ from router.words import Request, Turn
 _ROUNDS = 5
 _TOKENS_MAX = 1_000  # of an ordinary prompt
 _ROOT = Path(__file__).parents[2]
-PROMPTS = (*sorted(data.PROMPTS.glob("*.jsonl")), _ROOT / "tests" / "router" / "prompts.jsonl")
+PROMPTS = (*sorted(data.PROMPTS.glob("*.jsonl")), data.REGRESSION)
 """What is measured when nothing is named."""
 
 _SENTENCE = "The committee met on 14 March and, after a long debate, postponed the vote on it. "
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 def table(paths: Sequence[Path]) -> str:
     """Return the times as Markdown, with the machine and its load."""
     prompts = [request for request in map(_request, _lines(paths)) if _is_ordinary(request)]
-    describe.describe(prompts[0])  # reads the weights and the vocabulary
+    describe.describe(prompts[0], classifier.shipped())  # reads the weights and the vocabulary
     references = []
     parts = ("subject", "classifier", "language", "tokens")
     titles = (
@@ -64,7 +64,10 @@ def table(paths: Sequence[Path]) -> str:
     for name, requests in [(ordinary, prompts), *((name, [one]) for name, one in _special())]:
         # Beside each row, because the machine's speed changes with what else it does.
         references.append(_reference())
-        times = [_shortest(lambda: describe.describe(request), _ROUNDS) for request in requests]  # noqa: B023
+        times = [
+            _shortest(lambda: describe.describe(request, classifier.shipped()), _ROUNDS)  # noqa: B023
+            for request in requests
+        ]
         middle = statistics.median(times)
         last = f"{1e3 * float(numpy.percentile(times, 99)):.2f}" if len(times) > 1 else ""
         shares = [

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy
 import pytest
@@ -19,21 +18,18 @@ from router.training import data
 from router.training.evaluate import accuracy, calibration_error, f1
 from router.training.train import SEEN_MIN, Trained, train
 
-PROMPTS = Path(__file__).with_name("prompts.jsonl")
-"""Written to catch a classifier that has learned surface words; never trained on."""
-
 
 @pytest.fixture(scope="module")
 def judged():
     """The regression set: (rows, truth, probabilities)."""
-    rows = data.read([PROMPTS])
+    rows = data.read([data.REGRESSION])
     truth = numpy.array([TASKS.index(row.task) for row in rows])
     likely = numpy.array([list(shipped().probabilities(row.text).values()) for row in rows])
     return rows, truth, likely
 
 
 def test_the_regression_set_is_what_its_description_says():
-    rows = data.read([PROMPTS])
+    rows = data.read([data.REGRESSION])
 
     assert len(rows) >= 300
     assert {row.task for row in rows} == set(TASKS)
@@ -116,7 +112,7 @@ def test_what_is_served_scores_as_what_was_trained(few, tmp_path):
     _, trained = few
     trained.compiled(1.0, {}).save(tmp_path / "few.npz")
     served = load(tmp_path / "few.npz")
-    texts = [row.text for row in data.read([PROMPTS])]
+    texts = [row.text for row in data.read([data.REGRESSION])]
 
     scores = trained.scores(texts)
     compiled = numpy.array([served.scores(text) for text in texts])
@@ -222,7 +218,7 @@ def test_train_and_evaluate_are_commands(tmp_path, capsys):
     assert cli.main(["train", str(rows), "--out", str(tmp_path / "mine.npz")]) == 0
     assert '"accuracy_of_left_out_sources"' in capsys.readouterr().out
     given = ["--classifier", str(tmp_path / "mine.npz")]
-    assert cli.main(["evaluate", str(PROMPTS), *given]) == 0
+    assert cli.main(["evaluate", str(data.REGRESSION), *given]) == 0
     assert "| F1 of code |" in capsys.readouterr().out
 
 

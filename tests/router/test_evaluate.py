@@ -13,7 +13,7 @@ from router.classifier import TASKS, shipped
 from router.training import baselines, data, evaluate, pictures
 from tests.benchmarks import classifier_page
 
-PROMPTS = Path(__file__).with_name("prompts.jsonl")
+PROMPTS = data.REGRESSION
 
 
 @pytest.fixture(scope="module")
