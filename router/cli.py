@@ -308,6 +308,9 @@ def _train_from_feedback(options: argparse.Namespace, prompts: "list[Row]") -> i
 def _rollback(options: argparse.Namespace) -> int:
     from router.training.feedback import rollback
 
+    if options.prompts:
+        sys.stderr.write("axion: --rollback takes a configuration, and no prompts.\n")
+        return 2
     options.config = options.rollback
     # Not `_read_with_files`: what is damaged is to be put back, too.
     target = _classifier_path(options, _read(options))

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ WARN_S = 60.0
 """Seconds between two warnings."""
 
 _APPLICATION = 0x4178696F
+_HEAD_BYTES = 100  # https://www.sqlite.org/fileformat.html#the_database_header
 _DAY_S = 86_400
 _TABLES = """
 CREATE TABLE decisions (
@@ -347,18 +349,18 @@ def objection(path: Path) -> str | None:
     """
     what_to_do = "Name another file in ledger.path, or move this one away"
     try:
-        if path.is_dir():
-            return f"is a directory; expected a file. {what_to_do}"
-        if not path.exists() or not path.stat().st_size:
-            return None
-        with contextlib.closing(_connect_to_read(path, "ro")) as database:
-            application, version = _marks(database)
-            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
+        with path.open("rb") as file:  # SQLite would leave files of its own beside it
+            head = file.read(_HEAD_BYTES)
+    except IsADirectoryError:
+        return f"is a directory; expected a file. {what_to_do}"
+    except (OSError, ValueError):
         return None
-    except (sqlite3.DatabaseError, ValueError) as error:
-        return f"is not a ledger ({error}). {what_to_do}"
-    if not tables:  # its making was cut short
+    if not head:
+        return None
+    if len(head) < _HEAD_BYTES or not head.startswith(b"SQLite format 3\0"):
+        return f"is not a ledger (no SQLite file). {what_to_do}"
+    changes, version, application = (struct.unpack_from(">I", head, at)[0] for at in (40, 60, 68))
+    if not changes:  # it has no tables: its making was cut short
         return None
     if application != _APPLICATION:
         return f"is the database of another program. {what_to_do}"
@@ -389,8 +391,9 @@ def read(path: Path) -> Iterator[tuple[Entry, Feedback | None]]:
         "LEFT JOIN feedback ON decision_id = id ORDER BY decisions.at, id"
     )
     try:
-        # As the last one to close the file, it may put the journal away; else two files would stay.
-        with contextlib.closing(_connect_to_read(path, "rw")) as database:
+        # Not read-only: the last one to close the file puts its journal away.
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
             for row in database.execute(query):
                 said = row[_ENTRY_WIDTH:]
                 yield (
@@ -427,11 +430,14 @@ def _connect(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
         database.execute("PRAGMA secure_delete = ON")
         database.execute("PRAGMA journal_size_limit = 4000000")
         with _transaction(database):
-            if _marks(database) == (0, 0):
+            marks = _marks(database)
+            if marks == (0, 0):
                 for statement in filter(str.strip, _TABLES.split(";")):
                     database.execute(statement)
                 database.execute(f"PRAGMA application_id = {_APPLICATION}")
                 database.execute(f"PRAGMA user_version = {VERSION}")
+            elif marks != (_APPLICATION, VERSION):  # its head was still in the journal
+                raise sqlite3.DatabaseError("it is not a ledger of this version")
             if not settings.keep_text:
                 database.execute("UPDATE decisions SET text = NULL WHERE text IS NOT NULL")
                 database.execute("UPDATE feedback SET note = NULL WHERE note IS NOT NULL")
@@ -439,10 +445,6 @@ def _connect(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
         database.close()
         raise
     return database
-
-
-def _connect_to_read(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=5)
 
 
 @contextlib.contextmanager

@@ -544,7 +544,7 @@ def test_train_says_when_there_is_too_little(configured, capsys):
         ("", "ledger: {path: l}", "routing.classifier: is not set; name the file that a better"),
         (", classifier: m", "", "ledger.path: is not set, so there is no feedback; name a file"),
         (", classifier: m", "ledger: {path: l}", "l yet; the service makes it when it runs"),
-        (", classifier: m", "ledger: {path: axion.yaml}", "axion.yaml is not a ledger (file is"),
+        (", classifier: m", "ledger: {path: axion.yaml}", "axion.yaml is not a ledger (no SQLite"),
         (", classifier: axion.yaml", "", "axion.yaml is not a classifier: "),
     ],
 )
@@ -592,7 +592,13 @@ def test_a_ledger_that_is_something_else_stops_check_and_serve(tmp_path, capsys,
 
     assert cli.main([*command, str(path)]) == 1
 
-    assert f"ledger.path: {path} is not a ledger (file is not" in capsys.readouterr().err
+    assert f"ledger.path: {path} is not a ledger (no SQLite" in capsys.readouterr().err
+
+
+def test_a_rollback_takes_no_prompts(capsys):
+    assert cli.main(["train", "my.jsonl", "--rollback"]) == 2
+
+    assert "--rollback takes a configuration, and no prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

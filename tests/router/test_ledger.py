@@ -305,7 +305,7 @@ def test_the_file_shrinks_when_the_bound_does(opened, path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"nothing " * 1000, "is not a ledger (file is not a database)"),
+        (b"nothing " * 1000, "is not a ledger (no SQLite file)"),
         ("CREATE TABLE decisions (id)", "is the database of another program"),
         (
             f"PRAGMA application_id = {ledger._APPLICATION}; PRAGMA user_version = 2; "
@@ -332,6 +332,32 @@ def test_a_file_that_is_something_else_is_refused_and_not_touched(path, content,
     assert str(caught.value).startswith(f"{path} {why}")
     assert "ledger.path" in str(caught.value)
     assert before == (path.read_bytes() if path.is_file() else None)
+
+
+async def test_a_newer_version_whose_head_is_still_in_the_journal_is_not_written_to(
+    opened, path, caplog
+):
+    opened().close()
+    newer = sqlite3.connect(path)
+    newer.execute(f"PRAGMA user_version = {ledger.VERSION + 1}")
+    assert objection(path) is None
+
+    kept = opened()
+    kept.record(entry())
+    kept.close()
+    newer.close()
+
+    assert "cannot be written: it is not a ledger of this version" in caplog.text
+    assert "newer version" in objection(path)
+
+
+def test_looking_at_a_ledger_leaves_nothing_beside_it(opened, path):
+    opened().close()
+
+    assert objection(path) is None
+    assert list(read(path)) == []
+
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
 def test_a_file_whose_making_was_cut_short_is_made_again(opened, path):
