@@ -12,6 +12,7 @@ from config.read import ConfigError, Problem, Vocabulary, read, read_as, refusal
 from config.settings import (
     AUTO,
     CapabilitySettings,
+    LedgerSettings,
     ModelSettings,
     PoolSettings,
     ServerSettings,
@@ -23,6 +24,7 @@ __all__ = [
     "CapabilitySettings",
     "ConditionSettings",
     "ConfigError",
+    "LedgerSettings",
     "ModelSettings",
     "PolicySettings",
     "PolicyTestSettings",

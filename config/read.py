@@ -384,7 +384,8 @@ def _check_names(data: Any) -> Iterator[Finding]:
     for alias, target in (aliases if isinstance(aliases, dict) else {}).items():
         if alias in names or alias == AUTO:
             yield ("aliases", str(alias)), "is already the name of a model; choose another alias"
-        yield from unknown(("aliases", str(alias)), target, names | {AUTO})
+        if not (isinstance(target, str) and target.startswith(f"{AUTO}:")):
+            yield from unknown(("aliases", str(alias)), target, names | {AUTO})
 
 
 def _check_vocabulary(data: Any, words: Vocabulary) -> Iterator[Finding]:

@@ -251,6 +251,37 @@ class PoolSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = 512
 
 
+class LedgerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which decisions are kept on disk, for feedback on them and for learning from it."""
+
+    path: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="The file of the ledger (SQLite), made when it is not there; a relative "
+            "path starts from this file. Leave out to keep nothing; then no feedback is taken."
+        ),
+    ] = None
+    keep_text: Annotated[
+        bool,
+        Meta(
+            description="Keep the text of requests, and notes, too: what the classifier can learn "
+            "from. With false none is stored, and what an earlier start stored is erased."
+        ),
+    ] = False
+    keep_days: Annotated[
+        float, Meta(gt=0, le=36_500, description="Days after which a decision is erased.")
+    ] = 30
+    max_mb: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Largest size of the file, in megabytes (10^6 B); the oldest tenth is "
+            "erased when it is exceeded.",
+        ),
+    ] = 256
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -278,6 +309,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pool: Annotated[PoolSettings, Meta(description="How the models share this machine.")] = (
         PoolSettings()
     )
+    ledger: Annotated[
+        LedgerSettings, Meta(description="Which decisions are kept on disk; none by default.")
+    ] = LedgerSettings()
+    classifier: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="The file of a classifier that `axion train` wrote; a relative path starts "
+            "from this file. Left out, or while there is no such file: the shipped one."
+        ),
+    ] = None
     aliases: Annotated[
         dict[str, str],
         Meta(

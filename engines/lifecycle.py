@@ -79,6 +79,7 @@ class _Model:
         self.served = 0  # since it is ready
         self.idle_since = 0.0
         self.load_s: float | None = None  # what the last load took
+        self.loads = 0
         self.service_s = 5.0  # a running mean of what requests take,
         self.measured = 0  # over so many of them
         self.rate = 0.0  # arrivals per second, as of `rate_at`
@@ -210,6 +211,7 @@ class Lifecycle:
             retry_in_s=max(each.retry_at - now, 0.0) if each.phase == "failed" else 0.0,
             load_s=each.load_s,
             arrivals_per_min=60 * each.arrivals_per_s(now),
+            loads=each.loads,
             load_in_s=0.0 if is_here else drain_s + self._load_in_s(each, now),
             queue_s=each.queue_s(),
             evicts=tuple(other.name for other in leave),
@@ -270,6 +272,7 @@ class Lifecycle:
         now = self._clock()
         model = self._models[name]
         model.load_s = now - model.began
+        model.loads += 1
         model.become("ready", now)
         model.idle_since = now
         model.served = 0

@@ -39,12 +39,17 @@ class SourceError(Exception):
     """A model's files cannot be had; the message says why and what to do."""
 
 
+def cache_directory() -> Path:
+    """Return where this user's files of the service are kept that can be made again."""
+    return Path(
+        os.environ.get("AXION_CACHE")
+        or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "axion")
+    )
+
+
 def directory() -> Path:
     """Return where the converted model is or will be kept."""
-    home = os.environ.get("AXION_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "axion"
-    )
-    return Path(home) / "models" / f"smollm2-135m-instruct-v{_LAYOUT}"
+    return cache_directory() / "models" / f"smollm2-135m-instruct-v{_LAYOUT}"
 
 
 def cached() -> Path | None:

@@ -106,6 +106,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         What its last load took, in seconds, or None before the first.
     arrivals_per_min
         How often it was asked for lately.
+    loads
+        How many times it was loaded; what it had in its cache before a load is gone.
     load_in_s
         Seconds until it could be in memory; 0 if it is.
     queue_s
@@ -125,6 +127,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     retry_in_s: float
     load_s: float | None
     arrivals_per_min: float
+    loads: int = 0
     load_in_s: float = 0.0
     queue_s: float = 0.0
     evicts: tuple[str, ...] = ()

@@ -53,6 +53,8 @@ class Policy(Struct, frozen=True, kw_only=True):
         Changes whenever anything in it does.
     fits
         Fit of the easiest requests, slope and languages, by model and `*`.
+    files
+        Where it comes from.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...]
     escalation: EscalationSettings | None
     tests: tuple[PolicyTestSettings, ...]
+    files: tuple[Path, ...]
 
     def fit(self, model: str, task: Task) -> float:
         """Return how likely an answer of `model` is a good one, 0 to 1."""
@@ -82,13 +85,15 @@ class Policy(Struct, frozen=True, kw_only=True):
         return float(min(max(base - less + more, 0.0), 1.0))
 
 
-def read_policy(path: Path, models: Sequence[str]) -> Policy:
+def read_policy(path: Path, models: Sequence[str], name: str = "") -> Policy:
     """Return the policy in a file.
 
     Parameters
     ----------
     models
         The names of the models there are.
+    name
+        What it is called; left out, as the file is.
 
     Raises
     ------
@@ -96,7 +101,7 @@ def read_policy(path: Path, models: Sequence[str]) -> Policy:
         With every problem of the first file that has any: this one, or one that it extends.
     """
     settings = read_as(path, PolicySettings, lambda data: policy_problems(data, models))
-    return make_policy(path.stem, settings, path, models)
+    return make_policy(name or path.stem, settings, path, models)
 
 
 def shipped_policy(name: str, models: Sequence[str]) -> Policy:
@@ -113,7 +118,7 @@ def make_policy(name: str, settings: PolicySettings, path: Path, models: Sequenc
     ConfigError
         A file that is extended is broken, missing, or extends itself.
     """
-    whole = _extended(settings, path, models, (path.resolve(),))
+    whole, files = _extended(settings, path, models, (path,))
     default = whole.default if whole.default in models else None
     return Policy(
         name=name,
@@ -129,17 +134,18 @@ def make_policy(name: str, settings: PolicySettings, path: Path, models: Sequenc
         rules=tuple(Rule(rule, _compiled(rule.when)) for rule in whole.rules),
         escalation=whole.escalation,
         tests=tuple(whole.tests),
+        files=files,
     )
 
 
 def _extended(
     settings: PolicySettings, path: Path, models: Sequence[str], chain: tuple[Path, ...]
-) -> PolicySettings:
-    """Return `settings` with what they extend filled in."""
-    if chain[-1] == SHIPPED["balanced"].resolve():
-        return settings
+) -> tuple[PolicySettings, tuple[Path, ...]]:
+    """Return `settings` with what they extend filled in, and all the files they are from."""
+    if path == SHIPPED["balanced"]:
+        return settings, chain
     where = _parent(settings.extends or "balanced", path)
-    if where.resolve() in chain:
+    if where.resolve() in {each.resolve() for each in chain}:
         names = " extends ".join(f"`{each.name}`" for each in (*chain, where))
         message = f"goes in a circle: {names}; let the last one extend `balanced`"
         raise ConfigError(path, [Problem("extends", message)])
@@ -147,10 +153,10 @@ def _extended(
     found = read_as(
         where,
         PolicySettings,
-        (lambda _: ()) if is_shipped else lambda d: policy_problems(d, models),
+        lambda data: () if is_shipped else policy_problems(data, models),
     )
-    parent = _extended(found, where, models, (*chain, where.resolve()))
-    return _merged(settings, parent)
+    parent, files = _extended(found, where, models, (*chain, where))
+    return _merged(settings, parent), files
 
 
 def _parent(name: str, path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -30,17 +31,23 @@ from engines.pool import Pool
 from engines.protocol import Answer
 from router import VERSION, errors
 from router.catalogue import Catalogue
-from router.dispatch import Dispatcher, Record
+from router.choose import Chooser
+from router.dispatch import Dispatcher
 from router.errors import ApiError
+from router.forecast import Forecast
+from router.journal import Journal, Record
+from router.ledger import Feedback, Ledger, LedgerFailed
 from router.openapi import (
     ChatOperation,
     CompletionOperation,
+    FeedbackOperation,
     LoadOperation,
     ModelOperation,
     Page,
     PlainOperation,
     page_router,
 )
+from router.parse import parse_feedback
 from router.shutdown import Shutdown
 from router.system import describe_system
 from router.words import Endpoint
@@ -67,14 +74,20 @@ class Service(msgspec.Struct, frozen=True):
     ----------
     base
         Directory that relative model sources start from.
+    ledger
+        Where decisions are kept, or None.
     """
 
     settings: Settings
     base: Path
     pool: Pool
     catalogue: Catalogue
+    chooser: Chooser
     dispatcher: Dispatcher
+    journal: Journal
+    forecast: Forecast
     shutdown: Shutdown
+    ledger: Ledger | None
 
 
 class _App(Litestar):
@@ -93,18 +106,29 @@ class _App(Litestar):
 
 
 def create_app(service: Service) -> Litestar:
-    """Return the ASGI application. Starting it begins the preloads; stopping it ends the pool."""
+    """Return the ASGI application.
+
+    Starting it begins the preloads; stopping it ends the pool, and closes the ledger.
+    """
     shutdown = service.shutdown
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None, None]:
-        preload = asyncio.create_task(service.pool.preload(), name="preload")
+        policies = service.chooser.policies
+        tasks = [
+            asyncio.create_task(service.pool.preload(), name="preload"),
+            asyncio.create_task(policies.watch(), name="policies"),
+        ]
         try:
             yield
         finally:
-            preload.cancel()
+            for task in tasks:
+                task.cancel()
             await service.pool.close()
-            await asyncio.gather(preload, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(service.forecast.save)
+            if service.ledger:
+                await asyncio.to_thread(service.ledger.close)
 
     @post(
         "/v1/chat/completions",
@@ -125,6 +149,16 @@ def create_app(service: Service) -> Litestar:
     async def completions(request: Request[Any, Any, Any]) -> Response[Any]:
         """Continue a text; `model: "auto"` chooses the model."""
         return await _serve(service, "completions", request)
+
+    @post(
+        "/v1/feedback",
+        status_code=200,
+        operation_class=FeedbackOperation,
+        summary="Say how good a decision was",
+    )
+    async def feedback(request: Request[Any, Any, Any]) -> Response[Any]:
+        """Needs `ledger.path` in the configuration; replaces what was said of it before."""
+        return await _judge(service, request)
 
     @get(
         "/v1/models",
@@ -230,6 +264,7 @@ def create_app(service: Service) -> Litestar:
         [
             chat_completions,
             completions,
+            feedback,
             models,
             model,
             model_with_owner,
@@ -296,26 +331,70 @@ def readiness(pool: Pool, shutdown: Shutdown) -> dict[str, Any]:
     }
 
 
+async def _judge(service: Service, request: Request[Any, Any, Any]) -> Response[Any]:
+    """Take feedback on a decision."""
+    ledger = service.ledger
+    if ledger is None:
+        raise ApiError(
+            "This service keeps no decisions, so it takes no feedback on them. Set ledger.path in "
+            "its configuration, and start it again.",
+            "feedback_off",
+        )
+    try:
+        body = parse_feedback(await _body(request))
+    except _ClientLeft:
+        return Response(b"", status_code=499)
+    given = Feedback(
+        decision_id=body.decision_id,
+        at=time.time(),
+        thumbs=body.thumbs,
+        task=body.task,
+        model=None if body.model is None else service.catalogue.one(body.model),
+        note=body.note,
+    )
+    try:
+        with service.shutdown.admit():
+            async with service.shutdown.limit():
+                stored = await ledger.feedback(given)
+    except LedgerFailed:
+        raise ApiError(
+            "The feedback could not be written; the service's log says why. Send it again later.",
+            "ledger_failed",
+            retry_after_s=60,
+        ) from None
+    if not stored:
+        raise ApiError(
+            "There is no decision of this id. Send what `x-axion-decision` of an answer says; "
+            "decisions are kept for ledger.keep_days, those of requests that were refused are not.",
+            "decision_not_found",
+            param="decision_id",
+        )
+    answer = {"object": "feedback", "decision_id": given.decision_id, "stored": True}
+    return Response(answer, media_type=MediaType.JSON)
+
+
 async def _serve(
     service: Service, endpoint: Endpoint, request: Request[Any, Any, Any]
 ) -> Response[Any]:
     """Answer one generating request."""
     dispatcher, shutdown = service.dispatcher, service.shutdown
-    record = dispatcher.record(endpoint)
+    journal = service.journal
+    record = journal.open(endpoint)
     resources: contextlib.AsyncExitStack = request.scope[_RESOURCES]  # type: ignore[literal-required]
-    resources.callback(record.close, "left by the client")  # unless it was closed before
+    resources.callback(journal.close, record, "left by the client")  # unless it was closed before
     try:
         resources.enter_context(shutdown.admit())
         async with shutdown.limit():
             body = await _body(request)
-            work = dispatcher.dispatch(record, body, _caller(request), resources)
+            headers = dict(request.headers.items())
+            work = dispatcher.dispatch(record, body, headers, _caller(request), resources)
             reply = await _unless_client_leaves(request.receive, work)
     except _ClientLeft:
         return Response(b"", status_code=499)
     except Exception as error:
-        return _failed(record, error)
+        return _failed(journal, record, error)
     if isinstance(reply, Answer):
-        record.close("ok")
+        journal.close(record, "ok")
         return Response(reply.body, media_type=MediaType.JSON, headers=record.headers())
     return StreamResponse(
         reply.events,
@@ -347,11 +426,11 @@ def _caller(request: Request[Any, Any, Any]) -> str:
     return key or (request.client.host if request.client else "")
 
 
-def _failed(record: Record, error: Exception) -> Response[bytes]:
+def _failed(journal: Journal, record: Record, error: Exception) -> Response[bytes]:
     api_error = errors.translate(error)
     if api_error.code == "internal_error":
         errors.log.error("%s: internal error", record.id, exc_info=error)
-    record.close(api_error.code)
+    journal.close(record, api_error.code)
     return errors.render(api_error, record.headers())
 
 

@@ -51,6 +51,7 @@ class Body(Struct, kw_only=True):
 
     # How it waits.
     user: str | None = None
+    metadata: Annotated[dict[str, Any], Meta(max_length=64)] | None = None
     priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] | None = None
     deadline_ms: Annotated[float, Meta(gt=0)] | None = None
 
@@ -88,6 +89,16 @@ class ChatBody(Body, kw_only=True):
     tools: Annotated[list[Raw], Meta(max_length=ITEMS_MAX)] | None = None
     tool_choice: Any = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class FeedbackBody(Struct, kw_only=True):
+    """The body of `POST /v1/feedback`."""
+
+    decision_id: Annotated[str, Meta(max_length=64)]
+    thumbs: str | None = None
+    task: str | None = None
+    model: str | None = None
+    note: Annotated[str, Meta(max_length=2000)] | None = None
 
 
 class CompletionBody(Body, kw_only=True):

@@ -1,6 +1,7 @@
 """The models as clients and the routing see them: names, aliases, capabilities, state."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from config import AUTO, ModelSettings, Settings, nearest
 from engines.checkpoint import Checkpoint, inspect
 from engines.sources import local_directory
 from engines.words import Snapshot
-from policies import Candidate
 from router.errors import ApiError
 
 UNKNOWN_CONTEXT = 4096
@@ -31,7 +31,13 @@ class Listed(Struct, frozen=True):
 
 
 class Catalogue:
-    """All models, in the order of the configuration."""
+    """All models, in the order of the configuration.
+
+    Parameters
+    ----------
+    base
+        Directory that relative model sources start from.
+    """
 
     def __init__(self, settings: Settings, base: Path) -> None:
         self._settings = settings
@@ -39,8 +45,13 @@ class Catalogue:
         self._created = int(time.time())
         self._listed = {model.name: _listed(model, base) for model in settings.models}
 
-    def resolve(self, name: str) -> str:
-        """Return the model that `name` stands for, or `auto`.
+    def resolve(self, name: str, policies: Sequence[str] = ()) -> str:
+        """Return the model that `name` stands for, or `auto`, or `auto:` and a policy.
+
+        Parameters
+        ----------
+        policies
+            The names of the policies there are.
 
         Raises
         ------
@@ -50,7 +61,10 @@ class Catalogue:
         target = self._settings.aliases.get(name, name)
         if target == AUTO or target in self._listed:
             return target
-        known = [AUTO, *self._listed, *self._settings.aliases]
+        autos = [f"{AUTO}:{policy}" for policy in policies]
+        if target in autos:
+            return target
+        known = [AUTO, *autos, *self._listed, *self._settings.aliases]
         raise ApiError(
             # Clients look for these words. Not repeated is the name: some take a "429" or a "rate
             # limit" in any error's text for the error of that name.
@@ -74,24 +88,21 @@ class Catalogue:
             )
         return target
 
-    def candidates(self, statuses: list[Snapshot]) -> list[Candidate]:
-        """Return every model as the decision sees it now."""
-        return [self._candidate(status) for status in statuses]
+    @property
+    def names(self) -> list[str]:
+        """The names of all models."""
+        return list(self._listed)
 
-    def candidate(self, name: str, statuses: list[Snapshot]) -> Candidate:
-        """Return one model as the decision sees it now."""
-        return next(self._candidate(status) for status in statuses if status.model == name)
+    def listed(self, name: str) -> Listed:
+        """Return what is known of a model before it is loaded."""
+        return self._listed[name]
 
-    def _candidate(self, status: Snapshot) -> Candidate:
-        listed = self._known(status)
-        return Candidate(
-            model=status.model,
-            max_model_len=listed.max_model_len,
-            vision=listed.vision,
-            tools=listed.tools,
-            state=status.state,
-            retry_in_s=status.retry_in_s,
-        )
+    def known(self, status: Snapshot) -> Listed:
+        """Return what is known of a model by now: it may have been downloaded since the start."""
+        listed = self._listed[status.model]
+        if status.state == "ready" and not listed.is_here:
+            listed = self._listed[status.model] = _listed(listed.settings, self._base)
+        return listed
 
     def entries(self, statuses: list[Snapshot]) -> list[dict[str, Any]]:
         """Return the model objects of `GET /v1/models`: `auto` first, then every model."""
@@ -112,7 +123,7 @@ class Catalogue:
         return next(entry for entry in self.entries(snapshots) if entry["id"] == name)
 
     def _model_entry(self, status: Snapshot) -> dict[str, Any]:
-        listed = self._known(status)
+        listed = self.known(status)
         return {
             **self._entry(status.model),
             "description": listed.settings.description,
@@ -125,13 +136,6 @@ class Catalogue:
             "waiting": status.waiting,
             "failure": status.failure,
         }
-
-    def _known(self, status: Snapshot) -> Listed:
-        """Return what is known of a model by now: it may have been downloaded since the start."""
-        listed = self._listed[status.model]
-        if status.state == "ready" and not listed.is_here:
-            listed = self._listed[status.model] = _listed(listed.settings, self._base)
-        return listed
 
     def _entry(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "axion"}

@@ -8,7 +8,10 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
+import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -151,18 +154,23 @@ class Classifier:
         return dict(zip(TASKS, (powers / powers.sum()).tolist(), strict=True))
 
     def save(self, path: Path) -> None:
-        """Write the model; `load` reads it."""
+        """Write the model, whole or not at all; `load` reads it."""
         text = "\n".join(self._rows).encode()
         card = {**self.card, "sha256": _digest(text, self._weights)}
-        numpy.savez_compressed(
-            path,
-            vocabulary=numpy.frombuffer(text, numpy.uint8),
-            weights=self._weights,
-            surface_weights=self._surface_weights,
-            bias=self._bias,
-            temperature=numpy.float64(self.temperature),
-            card=numpy.frombuffer(json.dumps(card).encode(), numpy.uint8),
-        )
+        unfinished = path.with_name(f"{path.name}.part")
+        with unfinished.open("wb") as file:  # of a bare path NumPy would make another name
+            numpy.savez_compressed(
+                file,
+                vocabulary=numpy.frombuffer(text, numpy.uint8),
+                weights=self._weights,
+                surface_weights=self._surface_weights,
+                bias=self._bias,
+                temperature=numpy.float64(self.temperature),
+                card=numpy.frombuffer(json.dumps(card).encode(), numpy.uint8),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
 
 
 def _digest(vocabulary: bytes, weights: NDArray[numpy.float32]) -> str:
@@ -182,13 +190,21 @@ def load(path: Path) -> Classifier:
         The file cannot be read, or its checksum or its shapes are wrong.
     """
     try:
-        with numpy.load(path, allow_pickle=False) as file:
-            text = file["vocabulary"].tobytes()
-            card = json.loads(file["card"].tobytes())
+        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as arrays:
+            text = arrays["vocabulary"].tobytes()
+            card = json.loads(arrays["card"].tobytes())
             vocabulary = text.decode().split("\n")
-            weights, more, bias = file["weights"], file["surface_weights"], file["bias"]
-            temperature = float(file["temperature"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            weights, more, bias = arrays["weights"], arrays["surface_weights"], arrays["bias"]
+            temperature = float(arrays["temperature"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DamagedWeights(f"{path} is not a classifier: {error}") from error
     expected = ((len(vocabulary), len(TASKS)), (len(SURFACE), len(TASKS)), (len(TASKS),))
     if (weights.shape, more.shape, bias.shape) != expected:
@@ -202,3 +218,28 @@ def load(path: Path) -> Classifier:
 def shipped() -> Classifier:
     """Return the classifier that ships with the package. The first call takes about 0.1 s."""
     return load(WEIGHTS)
+
+
+def chosen_path(chosen: str, base: Path) -> Path:
+    """Return where the file is that the configuration in `base` names in `classifier`."""
+    return base / os.path.expanduser(chosen)
+
+
+def in_use(chosen: str | None, base: Path) -> Classifier:
+    """Return the classifier that a service uses.
+
+    Parameters
+    ----------
+    chosen
+        What `classifier` says.
+    base
+        Directory of the configuration.
+
+    Raises
+    ------
+    DamagedWeights
+        The file is there and is none that `axion train` wrote for this version.
+    """
+    if chosen is None or not (path := chosen_path(chosen, base)).exists():
+        return shipped()
+    return load(path)

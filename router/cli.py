@@ -9,18 +9,34 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from config import ConfigError, ModelSettings, Problem, ServerSettings, Settings, read, refusal
+from config import (
+    ConfigError,
+    LedgerSettings,
+    ModelSettings,
+    Problem,
+    ServerSettings,
+    Settings,
+    read,
+    refusal,
+)
 from router import VERSION
 from router.address import url
+
+if TYPE_CHECKING:
+    from router.training.data import Row
 
 QUICKSTART = Path(__file__).parent.parent / "config" / "quickstart.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 it failed, 2 wrong usage."""
+    """Run the command line and return its exit status.
+
+    0: done. 1: it failed. 2: wrong usage. 3: trained, and not better; nothing has changed.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
@@ -72,10 +88,36 @@ def _parser() -> argparse.ArgumentParser:
             help="labelled prompts, one JSON object a line, or a directory of such files"
             + ("" if needed else " (default: those that ship with the project)"),
         )
-    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write it")
+    result = train.add_mutually_exclusive_group(required=True)
+    result.add_argument("--out", type=Path, metavar="FILE", help="where to write it")
+    for flag, what in (
+        (
+            "--from-feedback",
+            "train with the feedback of this configuration's ledger too, and put the classifier "
+            "in use (at classifier) if it is better than the one that is; status 3: it "
+            "is not",
+        ),
+        ("--rollback", "put back the classifier that was in use before"),
+    ):
+        result.add_argument(
+            flag, type=Path, nargs="?", const=QUICKSTART, metavar="CONFIG", help=what
+        )
     train.add_argument("--seed", type=int, default=0, help="the same seed gives the same model")
     evaluate.add_argument(
         "--classifier", type=Path, metavar="FILE", help="a trained one, instead of the shipped one"
+    )
+    evaluate.add_argument(
+        "--compare",
+        action="store_true",
+        help="beside simpler ones, trained on the prompts that ship with the project (a minute)",
+    )
+    evaluate.add_argument(
+        "--leave-one-source-out",
+        action="store_true",
+        help="beside models that are trained on the other sources of FILE (minutes)",
+    )
+    evaluate.add_argument(
+        "--pictures", type=Path, metavar="DIRECTORY", help="where to write pictures, as SVG"
     )
     for sub, what in ((serve, "to listen on"), (models, "the service listens on")):
         for key in ("host", "port"):
@@ -122,20 +164,22 @@ def _serve(options: argparse.Namespace) -> int:
 
     from router.serve import run_checked  # the web stack takes a while; `check` does not need it
 
-    return run_checked(settings, _base(options))
+    return run_checked(settings, Path(options.config).resolve())
 
 
 def _read_with_files(options: argparse.Namespace, needed: bool = False) -> Settings:
-    """Return the settings, if no model's files are broken, or need another CPU.
+    """Return the settings, if no model's files are broken, or need another CPU, nor any other's.
 
     With `needed`, also if no directory is missing; else its files may come later.
     """
-    settings = _read(options)
-    problems = [
-        Problem(f"models[{index}].source", problem)
+    settings, base = _read(options), _base(options)
+    found = {
+        f"models[{index}].source": _problem_of_files(model, base, needed)
         for index, model in enumerate(settings.models)
-        if (problem := _problem_of_files(model, _base(options), needed))
-    ]
+    }
+    found["classifier"] = _problem_of_classifier(settings.classifier, base)
+    found["ledger.path"] = _problem_of_ledger(settings.ledger, base)
+    problems = [Problem(key, problem) for key, problem in found.items() if problem]
     if problems:
         raise ConfigError(options.config, problems)
     return settings
@@ -152,6 +196,27 @@ def _problem_of_files(model: ModelSettings, base: Path, needed: bool) -> str | N
     return sources.damage(model.source, base) or (
         cpu.objection(model, directory) if directory else None
     )
+
+
+def _problem_of_classifier(chosen: str | None, base: Path) -> str | None:
+    if chosen is None:
+        return None
+    from router.classifier import DamagedWeights, in_use
+
+    try:
+        in_use(chosen, base)
+    except DamagedWeights as error:
+        return f"{error}. Put back a sound one, or leave this key out for the shipped one"
+    return None
+
+
+def _problem_of_ledger(ledger: LedgerSettings, base: Path) -> str | None:
+    if ledger.path is None:
+        return None
+    from router.ledger import ledger_path, objection
+
+    path = ledger_path(ledger, base)
+    return f"{path} {wrong}" if path and (wrong := objection(path)) else None
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -186,36 +251,123 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.rollback:
+        return _rollback(options)
+    from router.ledger import BadLedger
     from router.training import data
+    from router.training.feedback import TooFew
     from router.training.train import train
 
     try:
         rows = data.read(options.prompts or [data.PROMPTS])
+        if options.from_feedback:
+            return _train_from_feedback(options, rows)
         classifier = train(rows, options.seed)
-    except (OSError, ValueError, data.BadRow) as error:
+        classifier.save(options.out)
+    except (OSError, ValueError, data.BadRow, BadLedger, TooFew) as error:
         sys.stderr.write(f"axion: {error}.\n")
         return 1
-    classifier.save(options.out)
     sys.stdout.write(f"{options.out}: {json.dumps(classifier.card, indent=1)}\n")
     return 0
 
 
+def _train_from_feedback(options: argparse.Namespace, prompts: "list[Row]") -> int:
+    from router import ledger
+    from router.classifier import in_use, shipped
+    from router.training import data, feedback
+
+    options.config = options.from_feedback
+    settings, base = _read_with_files(options), _base(options)
+    target = _classifier_path(options, settings)
+    file = ledger.ledger_path(settings.ledger, base)
+    if file is None:
+        raise ConfigError(
+            options.config,
+            [Problem("ledger.path", "is not set, so there is no feedback; name a file in it")],
+        )
+    candidate, comparison = feedback.learn(
+        ledger.read(file),
+        in_use(settings.classifier, base),
+        shipped(),
+        prompts,
+        data.read([data.REGRESSION]),
+        options.seed,
+    )
+    sys.stdout.write(comparison.table())
+    if objections := comparison.objections():
+        sys.stdout.write(f"Not better, nothing has changed: {'; '.join(objections)}.\n")
+        return 3
+    feedback.promote(candidate, target)
+    sys.stdout.write(
+        f"Better: it is {target} now, and in use when the service is started again.\n"
+        f"Back to the one before: axion train --rollback {options.config}\n"
+    )
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from router.training.feedback import rollback
+
+    if options.prompts:
+        sys.stderr.write("axion: --rollback takes a configuration, and no prompts.\n")
+        return 2
+    options.config = options.rollback
+    # Not `_read_with_files`: what is damaged is to be put back, too.
+    target = _classifier_path(options, _read(options))
+    try:
+        done = rollback(target)
+    except OSError as error:
+        sys.stderr.write(f"axion: {error}.\n")
+        return 1
+    if not done:
+        sys.stderr.write(f"axion: there is no {target}: the shipped classifier is in use.\n")
+        return 1
+    now = f"{target} is the one before" if target.exists() else "the shipped classifier is"
+    sys.stdout.write(f"Done: {now}, and in use when the service is started again.\n")
+    return 0
+
+
+def _classifier_path(options: argparse.Namespace, settings: Settings) -> Path:
+    """Return where the configuration wants its classifier to be."""
+    from router.classifier import chosen_path
+
+    if settings.classifier is None:
+        message = "is not set; name the file that a better classifier is to be written to"
+        raise ConfigError(options.config, [Problem("classifier", message)])
+    return chosen_path(settings.classifier, _base(options))
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from router.classifier import WEIGHTS, DamagedWeights, load
-    from router.training import data
-    from router.training.evaluate import report
+    from router.training import data, evaluate, pictures
 
     try:
         rows = data.read(options.prompts)
         classifier = load(options.classifier or WEIGHTS)
-    except (OSError, data.BadRow, DamagedWeights) as error:
+        if not rows:
+            raise evaluate.TooFew("no prompt in there has one of the known tasks")
+        judged = evaluate.judge(classifier, rows)
+        if options.pictures:
+            pictures.write(judged, options.pictures)
+        tables = evaluate.sections(judged)
+        prompts = data.read([data.PROMPTS])
+        if options.compare:
+            tables["Beside others"] = evaluate.comparison(classifier, rows, prompts)
+        if options.leave_one_source_out:
+            tables["Sources left out"] = evaluate.left_out_sources(judged, prompts, _step)
+    except (
+        *(OSError, data.BadRow, DamagedWeights),
+        *(evaluate.TooFew, pictures.Unavailable),
+    ) as error:
         sys.stderr.write(f"axion: {error}.\n")
         return 1
-    if not rows:
-        sys.stderr.write("axion: no prompt in there has one of the known tasks.\n")
-        return 1
-    sys.stdout.write(report(classifier, rows))
+    sys.stdout.write("\n".join(f"## {name}\n\n{table}\n" for name, table in tables.items()))
     return 0
+
+
+def _step(text: str) -> None:
+    """Say what is about to be trained."""
+    sys.stderr.write(f"axion: training: {text}\n")
 
 
 def _running_states(settings: Settings) -> dict[str, str]:

@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 
 from policies import Task
-from router import classifier, features, tokens
+from router import features, tokens
+from router.classifier import Classifier, crop
 from router.difficulty import difficulty
 from router.words import Request, Turn
 
@@ -45,11 +46,11 @@ _FOLLOW_UP = re.compile(
 )
 
 
-def describe(request: Request) -> Task:
+def describe(request: Request, classifier: Classifier) -> Task:
     """Return what `request` is, from its text alone. Never raises."""
     text = subject(request.turns)
-    has_words = any(map(str.isalnum, classifier.crop(text)))
-    likely = classifier.shipped().probabilities(text) if has_words else {}
+    has_words = any(map(str.isalnum, crop(text)))
+    likely = classifier.probabilities(text) if has_words else {}
     label = max(likely, key=likely.__getitem__, default="general")
     confidence = likely.get(label, 0.0)
     label = label if confidence >= SURE else "general"
@@ -58,7 +59,7 @@ def describe(request: Request) -> Task:
         label=label,
         confidence=round(confidence, 2),
         difficulty=round(difficulty(likely, len(text)), 2),
-        output="json" if request.json else features.requested_output(classifier.crop(text), label),
+        output="json" if request.json else features.requested_output(crop(text), label),
         language=features.language(text),
         prompt_tokens=_prompt_tokens(request, images),
         output_tokens=request.output_tokens,

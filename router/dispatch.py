@@ -1,25 +1,26 @@
-"""The story of one request: parse, describe, decide, admit, generate."""
+"""The story of one request: parse, describe, decide, admit, generate, record."""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from config import AUTO, Settings
 from engines.pool import Pool
-from engines.protocol import Answer, Refused, Reply, Stream
-from engines.words import Ticket
-from policies import Decision, Task, Undecidable, decide, unable
-from router.catalogue import Catalogue
-from router.describe import describe
-from router.errors import ApiError, new_id, translate
+from engines.protocol import Answer, EngineFailed, Refused, Reply, Stream
+from engines.words import Ticket, Unavailable
+from policies import Candidate
+from router.choose import Choice, Chooser
+from router.conversations import Conversations, Place
+from router.errors import translate
+from router.forecast import Forecast
+from router.journal import Journal, Record
+from router.ledger import Usage
 from router.parse import parse
 from router.shutdown import Shutdown
-from router.words import Endpoint, Request
 
 log = logging.getLogger("axion.request")
 
@@ -30,62 +31,54 @@ COMMENT_S = 3.0
 """Seconds between two comments."""
 
 
-class Record(Struct, kw_only=True):
-    """The biography of one request; no text of the client's is in it."""
+class _Counted(Struct):
+    usage: Usage | None = None
 
-    id: str
-    endpoint: Endpoint
-    began: float
-    asked: str = "?"
-    model: str = "-"
-    reason: str = ""
-    outcome: str = "running"
 
-    def headers(self) -> dict[str, str]:
-        """Return the headers that every answer carries, as far as the story has gone."""
-        known = {
-            "x-request-id": self.id,
-            "x-axion-decision": self.id,
-            "x-axion-model": self.model if self.model != "-" else "",
-            "x-axion-reason": self.reason,
-        }
-        # An alias may have any character; a header may not.
-        return {name: ascii(value)[1:-1] for name, value in known.items() if value}
+_counted = msgspec.json.Decoder(_Counted)
 
-    def close(self, outcome: str) -> None:
-        """Write the story's one line into the log. The first call counts."""
-        if self.outcome == "running":
-            self.outcome = outcome
-            log.info(
-                "%s %s %s -> %s: %s in %.2f s (%s)",
-                self.id,
-                self.endpoint,
-                self.asked,
-                self.model,
-                outcome,
-                time.monotonic() - self.began,
-                self.reason or "not decided",
-            )
+
+def _usage(body: bytes) -> Usage | None:
+    """Return what an answer says of its tokens, if it does."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return _counted.decode(body).usage
+    return None
 
 
 class Dispatcher:
-    """Takes requests from bytes to replies."""
+    """Takes requests from bytes to replies.
+
+    Parameters
+    ----------
+    conversations, forecast
+        Learn from each answer, for the choices after it.
+    journal
+        Where the stories end.
+    """
 
     def __init__(
-        self, settings: Settings, catalogue: Catalogue, pool: Pool, shutdown: Shutdown
+        self,
+        chooser: Chooser,
+        conversations: Conversations,
+        forecast: Forecast,
+        journal: Journal,
+        pool: Pool,
+        shutdown: Shutdown,
     ) -> None:
-        self._settings = settings
-        self._catalogue = catalogue
+        self._chooser = chooser
+        self._conversations = conversations
+        self._forecast = forecast
+        self._journal = journal
         self._pool = pool
         self._shutdown = shutdown
 
-    @staticmethod
-    def record(endpoint: Endpoint) -> Record:
-        """Open the story of a request."""
-        return Record(id=new_id(), endpoint=endpoint, began=time.monotonic())
-
     async def dispatch(
-        self, record: Record, body: bytes, caller: str, resources: contextlib.AsyncExitStack
+        self,
+        record: Record,
+        body: bytes,
+        headers: Mapping[str, str],
+        caller: str,
+        resources: contextlib.AsyncExitStack,
     ) -> Reply:
         """Answer the request in `body`.
 
@@ -96,6 +89,8 @@ class Dispatcher:
 
         Parameters
         ----------
+        headers
+            Of the request, by lower-case name.
         caller
             Who asks; callers take turns where there is a queue.
 
@@ -104,18 +99,20 @@ class Dispatcher:
         ApiError, Refused, EngineFailed, Unavailable
             See `router.errors.translate`.
         """
+        began = time.perf_counter()
         request = parse(record.endpoint, body)
-        record.asked = self._catalogue.resolve(request.model)
-        task = describe(request)
-        decision = self._decide(record.asked, request, task)
+        record.parse_us = 1e6 * (time.perf_counter() - began)
+        record.asked = self._chooser.resolve(request.model)
+        choice = record.choice = self._chooser.choose(request, headers)
+        decision = choice.decision
         record.model, record.reason = decision.model, decision.reason
         if log.isEnabledFor(logging.DEBUG):  # names and numbers; no text of the client's
-            whole = {"task": task, "decision": decision}
+            whole = {"task": choice.task, "decision": decision}
             log.debug("%s %s", record.id, msgspec.json.encode(whole).decode())
         self._pool.check(decision.model, record.endpoint, body)
         if decision.loads is not None:
             self._pool.begin_load(decision.loads)
-        story = _Story(record, body, request, task, caller)
+        story = _Story(record, body, choice, caller)
 
         held = contextlib.AsyncExitStack()
         work = asyncio.create_task(self._begin(story, held))
@@ -127,49 +124,65 @@ class Dispatcher:
                 resources.push_async_callback(company.aclose)
                 return self._stream(record, company, resources)
         reply = await work
-        return reply if isinstance(reply, Answer) else self._stream(record, reply, resources)
+        if not isinstance(reply, Answer):
+            return self._stream(record, reply, resources)
+        return reply
 
     async def _begin(
         self, story: "_Story", held: contextlib.AsyncExitStack
     ) -> Answer | AsyncGenerator[bytes, None]:
-        """Return the answer, or the events of a stream whose first one is there."""
+        """Return the answer, or the events of a stream whose first one is there.
+
+        What fails before that is tried on other models, as far as the client left the choice.
+        """
         record = story.record
         while True:
-            engine = await held.enter_async_context(self._pool.lease(story.ticket))
             try:
+                engine = await held.enter_async_context(self._pool.lease(story.ticket))
+                timing = self._timing(story)
                 reply = await engine.generate(record.endpoint, story.body, record.id)
                 if isinstance(reply, Answer):
+                    record.usage = _usage(reply.body)
+                    timing.whole(record.usage)
                     return reply
                 held.push_async_callback(reply.events.aclose)
-                events = _after(await anext(reply.events), reply.events)
+                events = timing.watch(await anext(reply.events), reply.events)
                 held.push_async_callback(events.aclose)
                 return events
             except Refused as refused:
                 if refused.code != "context_length_exceeded":
                     raise
-                larger = self._larger(story)
-                if larger is None:
+                next_model = self._next(story, longer_than=story.candidate.max_model_len)
+                if next_model is None:
                     raise story.too_long(refused) from None
-                await held.aclose()  # else two models would be held at a time
-                record.reason += f"; {record.model} counted more than its context -> {larger}"
-                record.model = larger
-                story.ticket = story.new_ticket()
+                why = "counted more than its context"
+            except (EngineFailed, Unavailable) as failure:
+                spent = len(story.tried) >= story.choice.policy.fallbacks
+                next_model = None if spent or not _mends(failure) else self._next(story)
+                if next_model is None:
+                    raise
+                why = "failed" if isinstance(failure, EngineFailed) else _CLAUSES[failure.code]
+            await held.aclose()  # else two models would be held at a time
+            record.reason += f"; {record.model} {why} -> {next_model}"
+            story.turn_to(next_model)
 
-    def _larger(self, story: "_Story") -> str | None:
-        """Return the next model for an `auto` request that was too long for one, or None.
+    def _next(self, story: "_Story", longer_than: int = 0) -> str | None:
+        """Return the next model for a request whose model could not answer it, or None.
 
         Every model counts with its own vocabulary, and only it knows the number.
         """
-        if story.record.asked != AUTO:
+        if not story.choice.is_free:
             return None
-        statuses = self._pool.snapshots()
-        tried = self._catalogue.candidate(story.record.model, statuses).max_model_len
-        larger = [
-            each for each in self._catalogue.candidates(statuses) if each.max_model_len > tried
-        ]
-        with contextlib.suppress(Undecidable):
-            return decide(story.task, larger, self._settings.routing).model if larger else None
-        return None
+        tried = [*story.tried, story.record.model]
+        return self._chooser.again(story.choice, tried, longer_than)
+
+    def _timing(self, story: "_Story") -> "_Timing":
+        """Return what measures the answer that begins now."""
+        choice, model = story.choice, story.record.model
+        status = next(each for each in self._pool.snapshots() if each.model == model)
+        place = Place(model, choice.task.prompt_tokens, status.loads)
+        self._conversations.note(choice.session, choice.request.turns, place)
+        return _Timing(self._forecast, story, status.running - 1)
 
     async def _company(
         self, story: "_Story", work: "asyncio.Task[Answer | AsyncGenerator[bytes, None]]"
@@ -211,30 +224,11 @@ class Dispatcher:
             api_error = translate(error)
             if api_error.code == "internal_error":
                 log.exception("%s: a stream broke", record.id)
-            record.close(api_error.code)
+            self._journal.close(record, api_error.code)
             yield b"data: " + api_error.envelope() + b"\n\n"
             yield b"data: [DONE]\n\n"
         else:
-            record.close("ok")
-
-    def _decide(self, asked: str, request: Request, task: Task) -> Decision:
-        statuses = self._pool.snapshots()
-        try:
-            if asked == AUTO:
-                decision = decide(
-                    task, self._catalogue.candidates(statuses), self._settings.routing
-                )
-                via = f"alias {request.model}; " if request.model != AUTO else ""
-                return structs.replace(decision, reason=via + decision.reason)
-            if refusal := unable(task, self._catalogue.candidate(asked, statuses)):
-                raise refusal
-        except Undecidable as refusal:
-            param = refusal.param
-            if param == "messages" and request.endpoint == "completions":
-                param = "prompt"
-            raise ApiError(refusal.message, refusal.code, param=param) from None
-        via = "named by the client" if request.model == asked else f"alias {request.model}"
-        return Decision(model=asked, reason=f"{via} -> {asked}", rule=None)
+            self._journal.close(record, "ok")
 
 
 class _Story:
@@ -244,35 +238,43 @@ class _Story:
     ----------
     ticket
         Its place in the queue of `record.model`.
+    tried
+        The models that could not answer.
     """
 
-    def __init__(
-        self, record: Record, body: bytes, request: Request, task: Task, caller: str
-    ) -> None:
+    def __init__(self, record: Record, body: bytes, choice: Choice, caller: str) -> None:
         self.record = record
         self.body = body
-        self.task = task
-        self._request = request
+        self.choice = choice
+        self.tried: list[str] = []
         # Neither keys nor names are kept.
-        self._group = str(hash((caller, request.user)))
-        self.ticket = self.new_ticket()
+        self._group = str(hash((caller, choice.request.user)))
+        self.ticket = self._new_ticket()
 
-    def new_ticket(self) -> Ticket:
-        """Return a ticket for `record.model`."""
+    @property
+    def candidate(self) -> Candidate:
+        """The model that answers, as the decision saw it."""
+        return self.choice.candidate(self.record.model)
+
+    def turn_to(self, model: str) -> None:
+        """Have another model answer."""
+        self.tried.append(self.record.model)
+        self.record.model = model
+        self.ticket = self._new_ticket()
+
+    def _new_ticket(self) -> Ticket:
+        request = self.choice.request
         deadline = None
-        if self._request.deadline_ms is not None:
-            deadline = self.record.began + self._request.deadline_ms / 1000
+        if request.deadline_ms is not None:
+            deadline = self.record.began + request.deadline_ms / 1000
         return Ticket(
-            self.record.model,
-            group=self._group,
-            priority=self._request.priority,
-            deadline=deadline,
+            self.record.model, group=self._group, priority=request.priority, deadline=deadline
         )
 
     def too_long(self, refused: Refused) -> Refused:
         """Return the refusal of a prompt that is too long, with both numbers and what to do."""
         return Refused(
-            f"{refused.message} The whole prompt is about {self.task.prompt_tokens} tokens. "
+            f"{refused.message} The whole prompt is about {self.choice.task.prompt_tokens} tokens. "
             "Shorten it, or choose a model with a longer context; GET /v1/models lists them.",
             param=refused.param,
             code=refused.code,
@@ -286,7 +288,54 @@ async def _end(work: asyncio.Task[object], held: contextlib.AsyncExitStack) -> N
     await held.aclose()
 
 
-async def _after(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    yield first
-    async for event in events:
-        yield event
+class _Timing:
+    """Measures an answer, from the moment its model is free for it."""
+
+    def __init__(self, forecast: Forecast, story: _Story, others: int) -> None:
+        self._forecast = forecast
+        self._record = story.record
+        self._candidate = story.candidate
+        self._unread = max(story.choice.task.prompt_tokens - self._candidate.cached_tokens, 1)
+        self._prompt_tokens = story.choice.task.prompt_tokens
+        self._others = max(others, 0)
+        self._began = time.monotonic()
+
+    def whole(self, usage: Usage | None) -> None:
+        """Note an answer that came as a whole."""
+        if usage is None:
+            return
+        model, now = self._record.model, time.monotonic()
+        # How much of it was reading is not known, only likely.
+        reading = self._unread / self._candidate.prefill_tokens_per_s
+        writing = max(now - self._began - reading, 0.1 * (now - self._began))
+        self._forecast.wrote(model, self._others, usage.completion_tokens, writing)
+
+    async def watch(
+        self, first: bytes, events: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Pass a stream on, and note how fast it comes; about every event is a token."""
+        model, first_at = self._record.model, time.monotonic()
+        self._forecast.read(model, self._unread, first_at - self._began)
+        yield first
+        count = 0
+        async for event in events:
+            count += 1
+            yield event
+        tokens = max(count - 2, 0)  # the last two say how it ended
+        self._record.usage = Usage(self._prompt_tokens, tokens + 1)
+        self._forecast.wrote(model, self._others, tokens, time.monotonic() - first_at)
+
+
+_CLAUSES = {
+    "queue_full": "has a full queue",
+    "queue_timeout": "was busy for too long",
+    "load_failed": "could not be loaded",
+    "load_timeout": "was not loaded in time",
+    "no_memory": "has no memory",
+}
+"""Why another model answers instead, by the code of what stood in the way."""
+
+
+def _mends(failure: EngineFailed | Unavailable) -> bool:
+    """Return whether another model may do better."""
+    return isinstance(failure, EngineFailed) or failure.code in _CLAUSES

@@ -1,9 +1,16 @@
-"""Write the generated pages: `python -m router.docs`. A test fails when they are stale."""
+"""Write the generated pages, and parts of pages: `python -m router.docs`.
+
+A test fails when they are stale.
+"""
 
 # ruff: noqa: E501 - Markdown has one sentence on a line
 
+import json
+import re
+import statistics
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,14 +18,21 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
 from config import Settings
+from router.classifier import TASKS
 from router.errors import CODES
+from router.training import data
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 def pages() -> dict[str, str]:
     """Return the generated pages by file name."""
-    return {"configuration.md": configuration(), "errors.md": errors()}
+    classifier = (DOCS / "classifier.md").read_text(encoding="utf-8")
+    return {
+        "classifier.md": filled(classifier, "the prompts", training_prompts()),
+        "configuration.md": configuration(),
+        "errors.md": errors(),
+    }
 
 
 def main() -> None:
@@ -26,6 +40,62 @@ def main() -> None:
     for name, text in pages().items():
         (DOCS / name).write_text(text, encoding="utf-8")
         sys.stdout.write(f"docs/{name}\n")
+
+
+def filled(page: str, part: str, text: str) -> str:
+    """Return the page with another text between the comments that mark a generated part.
+
+    Raises
+    ------
+    ValueError
+        The page has no such part, or has it twice.
+    """
+    begin, end = f"<!-- {part}: generated, ", f"<!-- end of {part} -->"
+    pattern = re.compile(rf"({re.escape(begin)}[^\n]*\n).*?({re.escape(end)})", re.DOTALL)
+    page, count = pattern.subn(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", page)
+    if count != 1:
+        raise ValueError(f"expected one part from `{begin}… -->` to `{end}`, found {count}")
+    return page
+
+
+def training_prompts() -> str:
+    """Return the table of the prompts that the shipped classifier is trained on."""
+    files = {
+        path.stem: [
+            json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line
+        ]
+        for path in sorted(data.PROMPTS.glob("*.jsonl"))
+    }
+    rows = [row for several in files.values() for row in several]
+    lengths = [len(row.text) for row in data.read([data.PROMPTS])]
+    titles = ("file", "prompts", "English", "Spanish", *TASKS, "near misses", "conversations")
+    lines = [
+        f"{len(rows):,} prompts in {len(files)} files; half of them have fewer than "
+        f"{round(statistics.median(lengths))} characters, the longest has {max(lengths):,}:",
+        "",
+        _row(titles),
+        _row(["---", *["---:"] * (len(titles) - 1)]),
+        *(_row([f"`{name}`", *_counts(several)]) for name, several in files.items()),
+        _row(["**all**", *_counts(rows)]),
+    ]
+    return "\n".join(lines)
+
+
+def _counts(rows: list[dict[str, Any]]) -> list[str]:
+    languages = Counter(row["language"] for row in rows)
+    tasks = Counter(row["task"] for row in rows)
+    counts = [
+        len(rows),
+        *(languages[language] for language in ("en", "es")),
+        *(tasks[task] for task in TASKS),
+        sum(bool(row.get("near_miss")) for row in rows),
+        sum("messages" in row for row in rows),
+    ]
+    return [f"{count:,}" if count else "" for count in counts]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def configuration() -> str:

@@ -68,6 +68,18 @@ CODES: dict[str, Code] = {
     "model_not_found": Code(
         404, _CLIENT, "There is no such model. `GET /v1/models` lists what there is."
     ),
+    "decision_not_found": Code(
+        404,
+        _CLIENT,
+        "There is no decision of this id. Send what `x-axion-decision` of an answer says; "
+        "decisions are kept for `ledger.keep_days`.",
+    ),
+    "feedback_off": Code(
+        404, _CLIENT, "No decisions are kept here. Set `ledger.path` in the configuration."
+    ),
+    "policy_not_found": Code(
+        404, _CLIENT, "There is no policy of that name; the message lists those there are."
+    ),
     "not_found": Code(404, _CLIENT, "There is no such URL. The API's page is at `/docs`."),
     "method_not_allowed": Code(405, _CLIENT, "This URL takes another method; see `Allow`."),
     "request_timeout": Code(
@@ -107,6 +119,9 @@ CODES: dict[str, Code] = {
     ),
     "no_memory": Code(
         503, _SERVER, "The model does not fit into `pool.memory_budget_gb` beside what is busy."
+    ),
+    "ledger_failed": Code(
+        503, _SERVER, "The feedback could not be written; the log says why. Try again later."
     ),
     "shutting_down": Code(
         503,

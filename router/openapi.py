@@ -12,6 +12,7 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, 
 from litestar.openapi.spec.enums import OpenAPIType
 
 from router.errors import CODES
+from router.parse import LABELS, THUMBS
 
 _MODEL = Schema(
     type=OpenAPIType.STRING,
@@ -54,6 +55,28 @@ def _chat_body() -> RequestBody:
 
 def _completion_body() -> RequestBody:
     return _body(["prompt"], prompt=Schema(type=OpenAPIType.STRING), max_tokens=_MAX)
+
+
+def _feedback_body() -> RequestBody:
+    def text(description: str, *choices: str) -> Schema:
+        enum = list(choices) or None
+        return Schema(type=OpenAPIType.STRING, enum=enum, description=description)
+
+    schema = Schema(
+        type=OpenAPIType.OBJECT,
+        required=["decision_id"],
+        properties={
+            "decision_id": text("What `x-axion-decision` of the answer says."),
+            "thumbs": text("Whether the choice was good.", *THUMBS),
+            "task": text("What kind of work it really was.", *LABELS),
+            "model": text("The model that should have answered, or an alias of it."),
+            "note": text(
+                "In your own words, at most 2,000 characters; kept only with `ledger.keep_text`."
+            ),
+        },
+        description="At least one of `thumbs`, `task` and `model`.",
+    )
+    return RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)}, required=True)
 
 
 _ERROR = Schema(
@@ -125,9 +148,19 @@ class LoadOperation(_Operation):
     )
 
 
+_ELSEWHERE = (
+    "not_found",
+    "method_not_allowed",
+    "decision_not_found",
+    "feedback_off",
+    "ledger_failed",
+)
+"""What no request for an answer gets."""
+
+
 @dataclass
 class _GeneratingOperation(_Operation):
-    codes = tuple(name for name in CODES if name not in ("not_found", "method_not_allowed"))
+    codes = tuple(name for name in CODES if name not in _ELSEWHERE)
 
 
 @dataclass
@@ -146,6 +179,31 @@ class CompletionOperation(_GeneratingOperation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.request_body = _completion_body()
+
+
+@dataclass
+class FeedbackOperation(_Operation):
+    """`POST /v1/feedback`."""
+
+    codes = (
+        "invalid_json",
+        "missing_required_parameter",
+        "invalid_type",
+        "invalid_value",
+        "string_above_max_length",
+        "decision_not_found",
+        "feedback_off",
+        "model_not_found",
+        "request_timeout",
+        "request_too_large",
+        "internal_error",
+        "ledger_failed",
+        "shutting_down",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.request_body = _feedback_body()
 
 
 class Page(OpenAPIRenderPlugin):

@@ -1,7 +1,7 @@
 """From the bytes of a body to a request in our own words. Strict, and exact about what is wrong."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,8 +12,10 @@ from router.body import (
     Body,
     ChatBody,
     CompletionBody,
+    FeedbackBody,
     Message,
 )
+from router.classifier import TASKS
 from router.errors import ApiError
 from router.words import Endpoint, Request, Turn
 
@@ -21,6 +23,12 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 _chat = msgspec.json.Decoder(ChatBody)
 _completion = msgspec.json.Decoder(CompletionBody)
+_feedback = msgspec.json.Decoder(FeedbackBody)
+
+THUMBS = ("up", "down")
+LABELS = (*TASKS, "general")
+
+T = TypeVar("T")
 
 
 def parse(endpoint: Endpoint, body: bytes) -> Request:
@@ -31,10 +39,38 @@ def parse(endpoint: Endpoint, body: bytes) -> Request:
     ApiError
         The body is not JSON, or a field that routing reads is missing or wrong.
     """
+    if endpoint == "chat":
+        return _from_chat(_decoded(_chat, body))
+    return _from_completion(_decoded(_completion, body))
+
+
+def parse_feedback(body: bytes) -> FeedbackBody:
+    """Return what somebody says of a decision; `model` is theirs, before aliases.
+
+    Raises
+    ------
+    ApiError
+        The body is not JSON, says nothing, or a field is missing or wrong.
+    """
+    feedback = _decoded(_feedback, body)
+    if feedback.thumbs is feedback.task is feedback.model is None:
+        message = "Nothing is said of the decision. Send `thumbs`, `task` or `model`."
+        raise ApiError(message, "missing_required_parameter", param="thumbs")
+    for name, given, known in (
+        ("thumbs", feedback.thumbs, THUMBS),
+        ("task", feedback.task, LABELS),
+    ):
+        if given is not None and given not in known:
+            message = f"Invalid '{name}': expected one of {', '.join(known)}."
+            raise ApiError(message, "invalid_value", param=name)
+    return feedback
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     if not body.strip():
         raise ApiError("The body is empty; expected a JSON object.", "invalid_json")
     try:
-        return _from_chat(_chat.decode(body)) if endpoint == "chat" else _from_completion(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
     except msgspec.DecodeError as error:
@@ -92,6 +128,9 @@ def _shared(body: Body) -> dict[str, Any]:
         "stream": bool(body.stream),
         "json": _wants_json(body),
         "user": body.user or "",
+        "metadata": {
+            name: value for name, value in (body.metadata or {}).items() if isinstance(value, str)
+        },
         "priority": body.priority or 0,
         "deadline_ms": body.deadline_ms,
     }
@@ -111,8 +150,7 @@ def _turn(message: Message) -> Turn:
     return Turn(message.role, "\n".join(texts), images)
 
 
-def _from_completion(body: bytes) -> Request:
-    completion = _completion.decode(body)
+def _from_completion(completion: CompletionBody) -> Request:
     prompt = completion.prompt
     # A list of numbers is one prompt; every other list is one of prompts.
     prompts: list[Any] = prompt if isinstance(prompt, list) and not _is_ids(prompt) else [prompt]

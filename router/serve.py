@@ -7,23 +7,34 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
-from config import Settings
+from config import Settings, read
 from engines.fetch import fetch
 from engines.load import EngineLoader
 from engines.memory import GIB, budget_bytes
 from engines.plan import make_plan
 from engines.pool import Loader, Pool
+from engines.quickstart import cache_directory
 from engines.sources import SourceError, is_local
-from router import classifier, tokens
+from router import tokens
 from router.address import CannotListen, listening, url
 from router.app import Service, create_app
 from router.catalogue import Catalogue
+from router.choose import Chooser
+from router.classifier import DamagedWeights, in_use
+from router.conversations import Conversations
 from router.dispatch import Dispatcher
+from router.forecast import Forecast
+from router.journal import Journal
+from router.ledger import BadLedger, Ledger, ledger_path
+from router.policies import Policies
 from router.shutdown import Shutdown
+from router.trial import failing
 
 log = logging.getLogger("axion")
 
@@ -35,41 +46,97 @@ class CannotStart(Exception):
     """The service cannot start; the message says why and what to do."""
 
 
-def build(settings: Settings, base: Path, loader: Loader) -> Service:
-    """Return the service for `settings`, with nothing loaded yet."""
+def build(
+    settings: Settings,
+    config: Path,
+    loader: Loader,
+    footprints: Mapping[str, int] = {},
+    speeds: Path | None = None,
+) -> Service:
+    """Return the service for `settings`, with nothing loaded yet.
+
+    Parameters
+    ----------
+    config
+        The configuration's file; policies are read from it again when it changes.
+    footprints
+        What models are likely to take, in bytes, as far as that is known.
+    speeds
+        The file that keeps what is known of the models' speed, or None.
+
+    Raises
+    ------
+    ConfigError
+        A policy cannot be used.
+    DamagedWeights, BadLedger
+        What `classifier` or `ledger.path` names is something else.
+    """
+    base = config.parent
     catalogue = Catalogue(settings, base)
+    classifier = in_use(settings.classifier, base)
+    test = partial(failing, catalogue=catalogue, classifier=classifier)
+    policies = Policies(settings, config, read_configuration, test)
     budget = budget_bytes(settings.pool.memory_budget_gb)
-    pool = Pool(settings.models, settings.pool, loader, budget)
+    pool = Pool(settings.models, settings.pool, loader, budget, footprints=footprints)
     shutdown = Shutdown()
-    dispatcher = Dispatcher(settings, catalogue, pool, shutdown)
-    return Service(settings, base, pool, catalogue, dispatcher, shutdown)
+    path = ledger_path(settings.ledger, base)
+    ledger = Ledger.open(path, settings.ledger) if path else None
+    forecast, conversations = Forecast(settings.models, speeds), Conversations()
+    chooser = Chooser(catalogue, classifier, pool, policies, forecast, conversations)
+    journal = Journal(forecast, ledger)
+    dispatcher = Dispatcher(chooser, conversations, forecast, journal, pool, shutdown)
+    return Service(
+        settings=settings,
+        base=base,
+        pool=pool,
+        catalogue=catalogue,
+        chooser=chooser,
+        dispatcher=dispatcher,
+        journal=journal,
+        forecast=forecast,
+        shutdown=shutdown,
+        ledger=ledger,
+    )
 
 
-def serve(settings: Settings, base: Path) -> None:
+def read_configuration(path: Path) -> Settings:
+    """Return the settings in a file, checked with what the engines know."""
+    from engines.vocabulary import vocabulary
+
+    return read(path, vocabulary())
+
+
+def serve(settings: Settings, config: Path) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish.
 
     Parameters
     ----------
-    base
-        Directory that relative model sources start from: that of the configuration file.
+    config
+        The configuration's file; relative sources start from its directory.
 
     Raises
     ------
+    ConfigError
+        A policy cannot be used.
     CannotListen
         The address or the port cannot be had.
     CannotStart
-        A model's files are missing, or a model can never fit into memory.
+        A model's files are missing, or a model can never fit into memory; or the classifier or
+        the ledger cannot be used.
     """
+    base = config.parent
     with listening(settings.server.host, settings.server.port) as listener:
         _fetch(settings, base)
-        _check_memory(settings, base)
+        footprints = _check_memory(settings, base)
         if any(model.engine == "vllm" for model in settings.models):
             log.info("importing vLLM (5 to 10 s)")
         loader = EngineLoader(settings, base)
         tokens.warm()
-        classifier.shipped()
-        service = build(settings, base, loader)
-        config = uvicorn.Config(
+        try:
+            service = build(settings, config, loader, footprints, cache_directory() / "speeds.json")
+        except (DamagedWeights, BadLedger) as error:
+            raise CannotStart(str(error)) from None
+        web = uvicorn.Config(
             create_app(service),
             log_config=None,
             access_log=False,
@@ -81,8 +148,10 @@ def serve(settings: Settings, base: Path) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # uvicorn raises the signal again after its clean stop; the stop was what it asked for.
         signal.signal(signal.SIGTERM, lambda *_: None)
+        # The usual wish for a new look at the configuration.
+        signal.signal(signal.SIGHUP, lambda *_: service.chooser.policies.try_reload())
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(config, service).run(sockets=[listener])
+            _Server(web, service).run(sockets=[listener])
     log.info("stopped")
 
 
@@ -140,8 +209,11 @@ def _fetch(settings: Settings, base: Path) -> None:
                 raise CannotStart(str(error)) from None
 
 
-def _check_memory(settings: Settings, base: Path) -> None:
-    """Refuse a model that can never fit; warn of a budget that this machine does not have."""
+def _check_memory(settings: Settings, base: Path) -> dict[str, int]:
+    """Refuse a model that can never fit; warn of a budget that this machine does not have.
+
+    Returns what each model takes, in bytes, as far as that is known.
+    """
     plan = make_plan(settings, base)
     if plan.problems:
         raise CannotStart(". ".join(plan.problems))
@@ -152,12 +224,13 @@ def _check_memory(settings: Settings, base: Path) -> None:
             plan.room.budget_bytes / GIB,
             plan.room.bytes / GIB,
         )
+    return {each.model: each.need.total_bytes for each in plan.models if each.need}
 
 
-def run_checked(settings: Settings, base: Path) -> int:
+def run_checked(settings: Settings, config: Path) -> int:
     """Serve and end the process; return the exit status only if the service could not start."""
     try:
-        serve(settings, base)
+        serve(settings, config)
     except (CannotStart, CannotListen) as error:
         sys.stderr.write(f"axion: {error}.\n")
         return 1

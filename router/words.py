@@ -45,6 +45,8 @@ class Request(Struct, frozen=True, kw_only=True):
         Tokens asked for at most, or 0 when the client did not say.
     user
         On whose behalf, as far as the body says; users take turns.
+    metadata
+        What the client notes of it, as far as it is text.
     priority
         Smaller goes first.
     deadline_ms
@@ -60,5 +62,6 @@ class Request(Struct, frozen=True, kw_only=True):
     json: bool = False
     output_tokens: int = 0
     user: str = ""
+    metadata: dict[str, str] = {}
     priority: int = 0
     deadline_ms: float | None = None

@@ -19,6 +19,9 @@ from router.words import Turn
 PROMPTS = Path(__file__).with_name("prompts")
 """What the shipped classifier is trained on; every row was written for it."""
 
+REGRESSION = Path(__file__).with_name("regression.jsonl")
+"""Written to catch a classifier that has learned surface words; never trained on."""
+
 
 class BadRow(Exception):
     """A row cannot be used; the message says which and why."""
@@ -33,6 +36,8 @@ class Row(Struct, frozen=True):
         What the classifier reads.
     source
         Where it is from; whole sources are left out together.
+    near_miss
+        In which ways it looks like another task.
     difficulty
         0 to 1, or None where nobody said.
     """
@@ -41,7 +46,7 @@ class Row(Struct, frozen=True):
     task: str
     source: str
     language: str = ""
-    near_miss: str = ""
+    near_miss: tuple[str, ...] = ()
     difficulty: float | None = None
 
 
@@ -82,7 +87,7 @@ def _read(path: Path) -> Iterator[Row]:
                 task=task,
                 source=fields.get("source_group") or meta.get("set") or path.stem,
                 language=fields.get("language") or labels.get("language") or "",
-                near_miss=str(fields.get("near_miss") or meta.get("near_miss") or ""),
+                near_miss=_tags(fields.get("near_miss") or meta.get("near_miss") or []),
                 difficulty=fields.get("difficulty"),
             )
 
@@ -90,6 +95,10 @@ def _read(path: Path) -> Iterator[Row]:
 def turns(messages: list[dict[str, Any]]) -> list[Turn]:
     """Return the turns of messages as in a chat request."""
     return [Turn(each["role"], _text(each.get("content"))) for each in messages]
+
+
+def _tags(near_miss: str | list[str]) -> tuple[str, ...]:
+    return (near_miss,) if isinstance(near_miss, str) else tuple(near_miss)
 
 
 def _text(content: str | list[dict[str, Any]] | None) -> str:

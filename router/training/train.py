@@ -1,15 +1,17 @@
 """Train the classifier: a minute on 2 cores. The same rows and seed give the same model."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
+from msgspec import structs
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
 
 from router.classifier import SURFACE, TASKS, Classifier, grams, surface
 from router.training.data import Row
@@ -22,6 +24,9 @@ SURFACE_SCALE = 0.5
 
 SEEN_MIN = 2
 """Grams in fewer rows say nothing about other rows."""
+
+FOLDS = 5
+"""How many parts are left out in turn to calibrate; whole sources stay together."""
 
 
 class Trained:
@@ -38,10 +43,16 @@ class Trained:
         self.model = LogisticRegression(
             C=STRENGTH, max_iter=300, class_weight="balanced", random_state=seed
         )
-        self.model.fit(
-            self._matrix(all_grams, [row.text for row in rows]),
-            [TASKS.index(row.task) for row in rows],
-        )
+        # Sums differ with the number of threads, and then the model. Several gain nothing here, and
+        # on busy cores they take a hundred times as long, because they wait for each other.
+        with threadpool_limits(1):
+            self.model.fit(
+                self._matrix(all_grams, [row.text for row in rows]),
+                [TASKS.index(row.task) for row in rows],
+            )
+        # What is evaluated and calibrated has the very weights that are served.
+        self.model.coef_ = _single(self.model.coef_)
+        self.model.intercept_ = _single(self.model.intercept_)
 
     def scores(self, texts: Sequence[str]) -> NDArray[numpy.float64]:
         """Return scikit-learn's own scores, of shape (len(texts), len(TASKS))."""
@@ -77,6 +88,11 @@ class Trained:
         )
 
 
+def _single(values: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    """Return the values rounded to single precision, in double."""
+    return values.astype(numpy.float32).astype(numpy.float64)
+
+
 def train(rows: Sequence[Row], seed: int = 0) -> Classifier:
     """Return a calibrated classifier.
 
@@ -88,7 +104,7 @@ def train(rows: Sequence[Row], seed: int = 0) -> Classifier:
     counts = {task: sum(row.task == task for row in rows) for task in TASKS}
     if missing := [task for task, count in counts.items() if not count]:
         raise ValueError(f"there are no rows of {', '.join(missing)}; every task needs some")
-    scores, truth = left_out(rows, seed)
+    scores, truth = left_out(_in_folds(rows), seed)
     languages = sorted({row.language for row in rows if row.language})
     card = {
         "version": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -101,20 +117,35 @@ def train(rows: Sequence[Row], seed: int = 0) -> Classifier:
     return Trained(rows, seed).compiled(calibrate(scores, truth), card)
 
 
+def _in_folds(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows with their sources joined into a few, for calibration needs no more."""
+    sources = sorted({row.source for row in rows})
+    if len(sources) <= FOLDS:
+        return rows
+    fold = {source: str(index % FOLDS) for index, source in enumerate(sources)}
+    return [structs.replace(row, source=fold[row.source]) for row in rows]
+
+
 def left_out(
-    rows: Sequence[Row], seed: int = 0
+    rows: Sequence[Row],
+    seed: int = 0,
+    more: Sequence[Row] = (),
+    on_source: Callable[[str], None] = lambda source: None,
 ) -> tuple[NDArray[numpy.float64], NDArray[numpy.int64]]:
-    """Return the scores of every row by a model that saw nothing of its source, and its task."""
+    """Return the scores of every row by a model that saw nothing of its source, and its task.
+
+    Every model is also trained on the rows in `more`. `on_source` is called before each is trained.
+    """
     sources = sorted({row.source for row in rows})
     if len(sources) == 1:  # nothing can be left out but random rows
-        sources = [str(part) for part in range(5)]
+        sources = [str(part) for part in range(FOLDS)]
         rows = [
-            Row(row.text, row.task, sources[index % 5], row.language)
-            for index, row in enumerate(rows)
+            structs.replace(row, source=sources[index % FOLDS]) for index, row in enumerate(rows)
         ]
     scores = numpy.zeros((len(rows), len(TASKS)))
     for source in sources:
-        others = [row for row in rows if row.source != source]
+        on_source(source)
+        others = [*more, *(row for row in rows if row.source != source)]
         here = [index for index, row in enumerate(rows) if row.source == source]
         model = Trained(others, seed)
         scores[numpy.ix_(here, model.model.classes_)] = model.scores([rows[i].text for i in here])

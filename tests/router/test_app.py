@@ -534,6 +534,7 @@ async def test_the_openapi_page_describes_every_endpoint(client):
     assert set(schema["paths"]) == {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/feedback",
         "/v1/models",
         "/v1/models/{model}",
         "/v1/models/{model}/load",

@@ -13,6 +13,7 @@ import router.describe
 from config import read
 from policies import Candidate, decide
 from router import tokens
+from router.classifier import shipped
 from router.describe import IMAGE_TOKENS, TURN_TOKENS, describe, subject
 from router.words import Request, Turn
 
@@ -29,7 +30,8 @@ def described(*turns, endpoint="chat", **facts):
     """Return the task of a conversation, whose turns are (role, text) or (role, text, images)."""
     conversation = tuple(Turn(*turn) for turn in turns)
     return describe(
-        Request(endpoint=endpoint, model="auto", stream=False, turns=conversation, **facts)
+        Request(endpoint=endpoint, model="auto", stream=False, turns=conversation, **facts),
+        shipped(),
     )
 
 

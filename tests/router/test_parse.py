@@ -5,6 +5,7 @@ import json
 import pytest
 
 from router import tokens
+from router.classifier import shipped
 from router.describe import describe
 from router.errors import CODES, ApiError
 from router.parse import parse
@@ -406,8 +407,8 @@ def test_a_call_does_not_make_a_conversation_one_about_code():
     calls = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     follow_up = {"role": "user", "content": "and tomorrow?"}
 
-    assert describe(chat(question, calls)).label != "code"
-    assert describe(chat(question, calls, follow_up)).label != "code"
+    assert describe(chat(question, calls), shipped()).label != "code"
+    assert describe(chat(question, calls, follow_up), shipped()).label != "code"
 
 
 @pytest.mark.parametrize(
@@ -595,10 +596,12 @@ def test_of_a_prompt_in_token_ids_each_id_is_one_token(prompt, expected):
     request = completion(prompt)
 
     assert tokens.count(request.turns[0].text) == expected
-    task = describe(request)
+    task = describe(request, shipped())
     assert task.prompt_tokens == expected
     assert (task.label, task.language) == ("general", None)
 
 
 def test_many_token_ids_are_still_counted_about_right():
-    assert describe(completion([7] * 50_000)).prompt_tokens == pytest.approx(50_000, rel=0.01)
+    task = describe(completion([7] * 50_000), shipped())
+
+    assert task.prompt_tokens == pytest.approx(50_000, rel=0.01)

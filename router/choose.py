@@ -1,0 +1,257 @@
+"""From a request to a model: everything the decision needs, put together at one moment."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct, structs
+
+from config import AUTO
+from engines.pool import Pool
+from engines.words import Snapshot
+from policies import (
+    Assessment,
+    Candidate,
+    Decision,
+    Facts,
+    Policy,
+    Task,
+    Undecidable,
+    assess,
+    decide,
+    unable,
+)
+from router.catalogue import Catalogue
+from router.classifier import Classifier
+from router.conversations import Conversations, Place
+from router.describe import describe, subject
+from router.errors import ApiError
+from router.forecast import Forecast
+from router.policies import DEFAULT, Policies
+from router.words import Request
+
+POLICY_HEADER = "x-axion-policy"
+"""Names a policy for `auto`, for clients whose model cannot be `auto:NAME`."""
+
+SESSION_HEADER = "x-session-id"
+"""Names the conversation, for clients that do not send the whole of it."""
+
+_SESSION_KEYS = ("session_id", "conversation_id", "thread_id", "chat_id")  # of `metadata`
+
+
+class Choice(Struct, kw_only=True):
+    """A decision, and what it was made of.
+
+    Attributes
+    ----------
+    asked
+        What the client asked for, aliases resolved: `auto`, `auto:NAME` or a model.
+    text
+        What the user asks.
+    session
+        What the client calls the conversation, or "".
+    place
+        Where the conversation is, or None.
+    describe_us, decide_us
+        What the two steps took, in microseconds.
+    """
+
+    request: Request
+    asked: str
+    task: Task
+    text: str
+    facts: Facts
+    policy: Policy
+    candidates: list[Candidate]
+    decision: Decision
+    session: str
+    place: Place | None
+    describe_us: float
+    decide_us: float
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the service may choose another model."""
+        return self.asked.partition(":")[0] == AUTO
+
+    def candidate(self, model: str) -> Candidate:
+        """Return a model as the decision saw it."""
+        return next(each for each in self.candidates if each.model == model)
+
+    def assessment(self, model: str) -> Assessment:
+        """Return what the decision thought of a model."""
+        return next(each for each in self.decision.candidates if each.model == model)
+
+
+class Chooser:
+    """Makes choices. Loads nothing, and remembers nothing of those it makes.
+
+    Parameters
+    ----------
+    forecast
+        How fast the models are.
+    conversations
+        Where conversations are.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        classifier: Classifier,
+        pool: Pool,
+        policies: Policies,
+        forecast: Forecast,
+        conversations: Conversations,
+    ) -> None:
+        self._catalogue = catalogue
+        self._classifier = classifier
+        self._pool = pool
+        self.policies = policies
+        self._forecast = forecast
+        self._conversations = conversations
+
+    def resolve(self, name: str) -> str:
+        """Return what a client's `model` stands for. Raises ApiError `model_not_found`."""
+        return self._catalogue.resolve(name, self.policies.names)
+
+    def choose(self, request: Request, headers: Mapping[str, str], policy: str = "") -> Choice:
+        """Return the model for a request, and why.
+
+        Parameters
+        ----------
+        headers
+            Of the request, by lower-case name.
+        policy
+            Takes this one instead of what the request asks for.
+
+        Raises
+        ------
+        ApiError
+            There is no such model or policy, or none can answer.
+        """
+        asked = self.resolve(request.model)
+        began = time.perf_counter()
+        task = describe(request, self._classifier)
+        described = time.perf_counter()
+        text = subject(request.turns)
+        session = _session(request, headers)
+        place = self._conversations.find(session, request.turns)
+        now = time.localtime()
+        facts = Facts(
+            text=text,
+            user=request.user,
+            headers=headers,
+            metadata=request.metadata,
+            minute=now.tm_hour * 60 + now.tm_min,
+            deadline_s=request.deadline_ms / 1000 if request.deadline_ms else None,
+        )
+        chosen = self._policy(policy or asked.partition(":")[2] or headers.get(POLICY_HEADER, ""))
+        candidates = [self._candidate(each, place) for each in self._pool.snapshots()]
+        try:
+            if asked.partition(":")[0] == AUTO:
+                decision = decide(task, candidates, chosen, facts)
+                via = f"alias {request.model}; " if request.model != asked else ""
+                decision = structs.replace(decision, reason=via + decision.reason)
+            else:
+                decision = self._named(request, asked, task, candidates, chosen)
+        except Undecidable as refusal:
+            param = refusal.param
+            if param == "messages" and request.endpoint == "completions":
+                param = "prompt"
+            raise ApiError(refusal.message, refusal.code, param=param) from None
+        return Choice(
+            request=request,
+            asked=asked,
+            task=task,
+            text=text,
+            facts=facts,
+            policy=chosen,
+            candidates=candidates,
+            decision=decision,
+            session=session,
+            place=place,
+            describe_us=1e6 * (described - began),
+            decide_us=1e6 * (time.perf_counter() - described),
+        )
+
+    def again(self, choice: Choice, without: Sequence[str], longer_than: int = 0) -> str | None:
+        """Return the next best model for a request that some could not answer, or None.
+
+        Parameters
+        ----------
+        without
+            The models that were tried.
+        longer_than
+            Only models with a longer context than this, in tokens.
+        """
+        left = [
+            each
+            for each in (self._candidate(s, choice.place) for s in self._pool.snapshots())
+            if each.model not in without and each.max_model_len > longer_than
+        ]
+        try:
+            return decide(choice.task, left, choice.policy, choice.facts).model if left else None
+        except Undecidable:
+            return None
+
+    def _policy(self, name: str) -> Policy:
+        found = self.policies.get(name or DEFAULT)
+        if found is None:
+            raise ApiError(
+                f"There is no such policy. There are: {', '.join(self.policies.names)}. Send one "
+                f"of them in `{POLICY_HEADER}` or as `auto:NAME`, or leave it out.",
+                "policy_not_found",
+            )
+        return found
+
+    def _named(
+        self,
+        request: Request,
+        asked: str,
+        task: Task,
+        candidates: list[Candidate],
+        policy: Policy,
+    ) -> Decision:
+        """Return the decision for a model that the client names: it is never replaced."""
+        candidate = next(each for each in candidates if each.model == asked)
+        if refusal := unable(task, candidate):
+            raise refusal
+        via = "named by the client" if request.model == asked else f"alias {request.model}"
+        return Decision(
+            model=asked,
+            reason=f"{via} -> {asked}",
+            policy=policy.name,
+            version=policy.version,
+            ranking=(asked,),
+            candidates=tuple(assess(task, each, policy) for each in candidates),
+        )
+
+    def _candidate(self, status: Snapshot, place: Place | None) -> Candidate:
+        name, size = status.model, status.footprint_bytes
+        listed = self._catalogue.known(status)
+        holds = place is not None and place.model == name
+        cached = place is not None and holds and place.load == status.loads
+        return Candidate(
+            model=name,
+            max_model_len=listed.max_model_len,
+            vision=listed.vision,
+            tools=listed.tools,
+            state=status.state,
+            retry_in_s=status.retry_in_s,
+            held=status.held,
+            load_s=status.load_in_s,
+            queue_s=status.queue_s,
+            prefill_tokens_per_s=self._forecast.prefill_tokens_per_s(name, size),
+            decode_tokens_per_s=self._forecast.decode_tokens_per_s(name, status.running, size),
+            cached_tokens=place.tokens if place and cached and status.state == "ready" else 0,
+            holds_conversation=holds,
+            evicts=status.evicts,
+            displacement_s=status.displacement_s,
+        )
+
+
+def _session(request: Request, headers: Mapping[str, str]) -> str:
+    """Return what the client calls the conversation, or ""; two users' are never one."""
+    named = headers.get(SESSION_HEADER) or next(
+        (request.metadata[key] for key in _SESSION_KEYS if request.metadata.get(key)), ""
+    )
+    return f"{request.user}\x00{named}" if named else ""

@@ -1,0 +1,175 @@
+"""What became of each request: the latest in memory, and all in the ledger if there is one."""
+
+import logging
+import time
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from router.choose import Choice
+from router.errors import new_id
+from router.forecast import Forecast
+from router.ledger import Entry, Ledger, Usage
+from router.words import Endpoint
+
+log = logging.getLogger("axion.request")
+
+LATEST_MAX = 1_000
+"""How many decisions are kept in memory."""
+
+
+class Record(Struct, kw_only=True):
+    """The biography of one request while it lives.
+
+    Attributes
+    ----------
+    model, reason
+        Those of the decision, and then of what became of it.
+    choice
+        None until it is made.
+    parse_us
+        What reading the body took, in microseconds.
+    usage
+        What the engine counted, where that is known.
+    """
+
+    id: str
+    endpoint: Endpoint
+    began: float
+    asked: str = "?"
+    model: str = "-"
+    reason: str = ""
+    choice: Choice | None = None
+    parse_us: float = 0.0
+    usage: Usage | None = None
+    outcome: str = "running"
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that every answer carries, as far as the story has gone."""
+        known = {
+            "x-request-id": self.id,
+            "x-axion-decision": self.id,
+            "x-axion-model": self.model if self.model != "-" else "",
+            "x-axion-reason": self.reason,
+        }
+        # An alias may have any character; a header may not.
+        return {name: ascii(value)[1:-1] for name, value in known.items() if value}
+
+
+class Journal:
+    """Writes the stories of requests down when they are over.
+
+    Parameters
+    ----------
+    forecast
+        Learns how far its predictions were off.
+    ledger
+        Where decisions are kept, or None.
+    """
+
+    def __init__(self, forecast: Forecast, ledger: Ledger | None) -> None:
+        self._forecast = forecast
+        self._ledger = ledger
+        self._latest: OrderedDict[str, Entry] = OrderedDict()
+
+    @staticmethod
+    def open(endpoint: Endpoint) -> Record:
+        """Begin the story of a request."""
+        return Record(id=new_id(), endpoint=endpoint, began=time.monotonic())
+
+    def close(self, record: Record, outcome: str) -> None:
+        """End the story. The first call counts."""
+        if record.outcome != "running":
+            return
+        record.outcome = outcome
+        seconds = time.monotonic() - record.began
+        log.info(
+            "%s %s %s -> %s: %s in %.2f s (%s)",
+            record.id,
+            record.endpoint,
+            record.asked,
+            record.model,
+            outcome,
+            seconds,
+            record.reason or "not decided",
+        )
+        if record.choice is None:
+            return
+        entry = entry_of(record, record.choice, seconds, keeps_text=self._keeps_text)
+        self._latest[entry.id] = entry
+        if len(self._latest) > LATEST_MAX:
+            self._latest.popitem(last=False)
+        if outcome == "ok" and record.model == record.choice.decision.model:
+            predicted = record.choice.assessment(record.model).predicted_seconds.total
+            self._forecast.took(record.model, predicted, seconds)
+        if self._ledger is not None:
+            self._ledger.record(entry)
+
+    async def find(self, decision_id: str) -> Entry | None:
+        """Return a decision that is over, or None when none of that id is known."""
+        if entry := self._latest.get(decision_id):
+            return entry
+        return await self._ledger.decision(decision_id) if self._ledger else None
+
+    @property
+    def _keeps_text(self) -> bool:
+        return self._ledger is not None and self._ledger.keeps_text
+
+
+def entry_of(record: Record, choice: Choice, seconds: float, *, keeps_text: bool) -> Entry:
+    """Return what is kept of a request."""
+    decision = choice.decision
+    loaded = decision.loads or (record.model if choice.candidate(record.model).load_s else None)
+    return Entry(
+        id=record.id,
+        at=time.time(),
+        endpoint=record.endpoint,
+        asked=record.asked,
+        model=record.model,
+        policy=decision.policy,
+        version=decision.version,
+        task=choice.task,
+        rule=decision.rule,
+        reason=record.reason,
+        candidates=decision.candidates,
+        inputs=tuple(choice.candidates),
+        loads=(loaded,) if loaded else (),
+        evicts=choice.candidate(loaded).evicts if loaded else (),
+        elapsed_us={
+            "parse": round(record.parse_us),
+            "describe": round(choice.describe_us),
+            "decide": round(choice.decide_us),
+        },
+        outcome=record.outcome,
+        seconds=round(seconds, 3),
+        usage=record.usage,
+        text=choice.text if keeps_text else None,
+    )
+
+
+def explanation(entry: Entry, counterfactual: list[str]) -> dict[str, Any]:
+    """Return a decision as the API shows it; a dry run has no outcome."""
+    task: dict[str, Any] = msgspec.to_builtins(entry.task)
+    said = {
+        "decision_id": entry.id,
+        "model": entry.model,
+        "asked": entry.asked,
+        "policy": {"name": entry.policy, "version": entry.version},
+        "task": task,
+        "candidates": msgspec.to_builtins(entry.candidates),
+        "rule": entry.rule,
+        "reason": entry.reason,
+        "consequences": {"loads": list(entry.loads), "evicts": list(entry.evicts)},
+        "counterfactual": counterfactual,
+        "elapsed_us": entry.elapsed_us,
+    }
+    if entry.outcome != "running":
+        said["measured"] = {
+            "outcome": entry.outcome,
+            "seconds": entry.seconds,
+            "tokens": msgspec.to_builtins(entry.usage),
+            "at": entry.at,
+        }
+    return said
