@@ -1,7 +1,7 @@
 """A policy ready to decide with: its files put together, checked, and compiled."""
 
 import hashlib
-import unicodedata
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from config import (
     read_as,
 )
 from config.policy import ANY_MODEL, REGEX_S, EscalationSettings, FitSettings
-from policies.words import Facts, Task
+from policies.words import Facts, Task, fold
 
 SHIPPED = {
     name: Path(__file__).with_name(f"{name}.yaml") for name in ("balanced", "fastest", "quality")
@@ -205,15 +205,6 @@ def _merged_fit(child: FitSettings | None, parent: FitSettings | None) -> FitSet
 # --- conditions ---------------------------------------------------------------------------------
 
 
-def fold(text: str) -> str:
-    """Return `text` in lower case, without accents."""
-    text = text.lower()
-    if text.isascii():
-        return text
-    marks = unicodedata.normalize("NFKD", text)
-    return "".join(char for char in marks if not unicodedata.combining(char))
-
-
 def _compiled(when: ConditionSettings) -> Applies:
     """Return what says whether a condition holds."""
     parts = list(_parts(when))
@@ -240,8 +231,7 @@ def _parts(when: ConditionSettings) -> Iterator[Applies]:
     if when.tools is not None:
         yield lambda task, _: (task.tools > 0) is when.tools
     if when.keywords is not None:
-        found = keywords(when.keywords)
-        yield lambda _, facts: found.search(fold(facts.text)) is not None
+        yield _keywords(when.keywords)
     if when.regex is not None:
         yield _searched(regex.compile(when.regex))
     if when.user is not None:
@@ -270,10 +260,20 @@ def _equal(key: str, wanted: str) -> Applies:
     return lambda task, _: getattr(task, key) == wanted
 
 
-def keywords(words: Iterable[str]) -> "regex.Pattern[str]":
-    """Return a pattern that finds any of `words` as whole words in a folded text."""
-    each = "|".join(regex.escape(fold(word).strip()) for word in sorted(words, key=len)[::-1])
-    return regex.compile(rf"(?<!\w)(?:{each})(?!\w)")
+def _keywords(keywords: Iterable[str]) -> Applies:
+    """Return what says whether any of `keywords` is in the text, as whole words."""
+    folded = {fold(keyword) for keyword in keywords} - {""}
+    words = frozenset(each for each in folded if re.fullmatch(r"\w+", each))
+    phrases = [
+        (frozenset(re.findall(r"\w+", each)), re.compile(rf"(?<!\w){re.escape(each)}(?!\w)"))
+        for each in sorted(folded - words)
+    ]
+    return lambda _, facts: (
+        not words.isdisjoint(facts.folded_words)
+        or any(
+            parts <= facts.folded_words and phrase.search(facts.folded) for parts, phrase in phrases
+        )
+    )
 
 
 def _searched(pattern: "regex.Pattern[str]") -> Applies:
