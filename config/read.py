@@ -122,6 +122,12 @@ def read_as(path: Path, kind: type[T], meaning: Callable[[Any], Iterable[Finding
     return msgspec.convert({} if data is None else data, kind)
 
 
+def line_of(path: Path, key: KeyPath) -> int:
+    """Return the 1-based line of a key in a file that was read before, or 0 if it has none."""
+    _, lines, _ = _parse(path)
+    return _line(lines, key)
+
+
 def refusal(kind: type[Struct], key: str, value: Any) -> str | None:
     """Return why a file could not have `value` for a key, or None: for values from elsewhere.
 

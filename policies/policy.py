@@ -17,6 +17,7 @@ from config import (
     PolicyTestSettings,
     Problem,
     RuleSettings,
+    line_of,
     nearest,
     policy_problems,
     read_as,
@@ -57,7 +58,7 @@ class Policy(Struct, frozen=True, kw_only=True):
 
     name: str
     version: str
-    default: str | None
+    default: str
     price_per_second: float
     switch_margin: float
     deadline_s: float | None
@@ -105,20 +106,29 @@ def shipped_policy(name: str, models: Sequence[str]) -> Policy:
     return make_policy(name, read_as(path, PolicySettings, lambda _: ()), path, models)
 
 
-def make_policy(name: str, settings: PolicySettings, path: Path, models: Sequence[str]) -> Policy:
+def make_policy(
+    name: str, settings: PolicySettings, path: Path, models: Sequence[str], section: str = ""
+) -> Policy:
     """Return the policy made of `settings`, which are from the file `path`, and what they extend.
+
+    Parameters
+    ----------
+    section
+        The key of the file that has them, if they are not the whole of it.
 
     Raises
     ------
     ConfigError
         A file that is extended is broken, missing, or extends itself.
     """
-    whole = _extended(settings, path, models, (path.resolve(),))
-    default = whole.default if whole.default in models else None
+    at = (section, "extends") if section else ("extends",)
+    whole = _extended(settings, path, models, (path.resolve(),), at)
+    if whole.default not in models:
+        whole = structs.replace(whole, default=models[0])
     return Policy(
         name=name,
         version=hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()[:12],
-        default=default or models[0],
+        default=whole.default,
         price_per_second=whole.price_per_second or 0.0,
         switch_margin=whole.switch_margin or 0.0,
         deadline_s=whole.deadline_s,
@@ -133,16 +143,27 @@ def make_policy(name: str, settings: PolicySettings, path: Path, models: Sequenc
 
 
 def _extended(
-    settings: PolicySettings, path: Path, models: Sequence[str], chain: tuple[Path, ...]
+    settings: PolicySettings,
+    path: Path,
+    models: Sequence[str],
+    chain: tuple[Path, ...],
+    at: tuple[str, ...] = ("extends",),
 ) -> PolicySettings:
-    """Return `settings` with what they extend filled in."""
+    """Return `settings` with what they extend filled in; `at` is where they say so."""
     if chain[-1] == SHIPPED["balanced"].resolve():
         return settings
-    where = _parent(settings.extends or "balanced", path)
+    name = settings.extends or "balanced"
+    where = SHIPPED.get(name, path.parent / name)
+    if not where.is_file():
+        message = (
+            f"there is no shipped policy and no file called `{name}`"
+            f"{nearest(name, SHIPPED)}; shipped are {', '.join(SHIPPED)}"
+        )
+        raise _not_extended(path, at, message)
     if where.resolve() in chain:
         names = " extends ".join(f"`{each.name}`" for each in (*chain, where))
         message = f"goes in a circle: {names}; let the last one extend `balanced`"
-        raise ConfigError(path, [Problem("extends", message)])
+        raise _not_extended(path, at, message)
     is_shipped = where in SHIPPED.values()
     found = read_as(
         where,
@@ -153,17 +174,8 @@ def _extended(
     return _merged(settings, parent)
 
 
-def _parent(name: str, path: Path) -> Path:
-    if name in SHIPPED:
-        return SHIPPED[name]
-    where = path.parent / name
-    if not where.is_file():
-        message = (
-            f"there is no shipped policy and no file called `{name}`"
-            f"{nearest(name, SHIPPED)}; shipped are {', '.join(SHIPPED)}"
-        )
-        raise ConfigError(path, [Problem("extends", message)])
-    return where
+def _not_extended(path: Path, at: tuple[str, ...], message: str) -> ConfigError:
+    return ConfigError(path, [Problem(".".join(at), message, line_of(path, at))])
 
 
 def _merged(child: PolicySettings, parent: PolicySettings) -> PolicySettings:
