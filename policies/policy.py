@@ -123,12 +123,12 @@ def make_policy(
     """
     at = (section, "extends") if section else ("extends",)
     whole = _extended(settings, path, models, (path.resolve(),), at)
-    if whole.default not in models:
-        whole = structs.replace(whole, default=models[0])
+    default = whole.default if whole.default and whole.default in models else models[0]
+    whole = structs.replace(whole, default=default)
     return Policy(
         name=name,
         version=hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()[:12],
-        default=whole.default,
+        default=default,
         price_per_second=whole.price_per_second or 0.0,
         switch_margin=whole.switch_margin or 0.0,
         deadline_s=whole.deadline_s,
