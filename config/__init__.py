@@ -8,7 +8,7 @@ from config.policy import (
     PolicyTestSettings,
     RuleSettings,
 )
-from config.read import ConfigError, Problem, Vocabulary, read, read_as, refusal
+from config.read import ConfigError, Problem, Vocabulary, line_of, read, read_as, refusal
 from config.settings import (
     AUTO,
     CapabilitySettings,
@@ -34,6 +34,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "Vocabulary",
+    "line_of",
     "nearest",
     "policy_problems",
     "read",

@@ -1,6 +1,7 @@
 """What is wrong with a policy beyond unknown keys and wrong types."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,13 @@ import regex
 from config.names import Finding, KeyPath, nearest
 from config.policy import ANY_MODEL, REGEX_S
 
-_PROBE_CHARS = 3_000  # of texts on which a regular expression is tried
+# Of texts on which a regular expression is tried: so few that only one takes long whose time grows
+# at least with the cube of the length. Others are slow on long texts, and their search is bounded.
+_PROBE_CHARS = 600
+_PROBE_S = 10 * REGEX_S
+_PATTERN_CHARS = 1_000
+
+_ACTIONS = ("prefer", "only", "exclude", "cap", "deadline_s")
 
 
 def policy_problems(data: Any, models: Sequence[str]) -> Iterator[Finding]:
@@ -33,19 +40,20 @@ def policy_problems(data: Any, models: Sequence[str]) -> Iterator[Finding]:
         if not isinstance(rule, dict):
             continue
         name, when = rule.get("name"), rule.get("when")
-        if name in seen:
-            yield (*here, "name"), f"there is already a rule called `{name}`"
         if isinstance(name, str):
+            if name in seen:
+                yield (*here, "name"), f"there is already a rule called `{name}`"
             seen.add(name)
-        for action in ("prefer", "only", "exclude", "cap"):
+        for action in _ACTIONS[:-1]:
             yield from _unknown_models(rule.get(action), (*here, action), known)
-        if not any(rule.get(a) for a in ("prefer", "only", "exclude", "cap", "deadline_s")):
+        if all(rule.get(a) in (None, {}) for a in _ACTIONS):
             message = "does nothing; give it `prefer`, `only`, `exclude`, `cap` or `deadline_s`"
             yield here, message
         if always is not None:
-            yield here, f"can never apply: the rule `{always}` above it always does"
-        elif when == {} and isinstance(name, str):
-            always = name
+            message = f"comes after the rule `{always}`, which always applies; move it above that"
+            yield here, message
+        elif isinstance(when, dict) and _always(when):
+            always = str(name)
         if isinstance(when, dict):
             yield from _never((*here, "when"), when)
     tests = data.get("tests")
@@ -79,6 +87,14 @@ def _unknown(here: KeyPath, name: Any, known: set[str]) -> Iterator[Finding]:
         yield here, f"there is no model called `{name}`{hint}"
 
 
+def _always(when: dict[str, Any]) -> bool:
+    """Return whether a condition holds for every request: each of its keys says nothing."""
+    return all(
+        value in (None, {}) or (value == 0 and str(key).endswith("_min"))
+        for key, value in when.items()
+    )
+
+
 def _never(here: KeyPath, when: dict[str, Any]) -> Iterator[Finding]:
     """Yield why a condition can never hold, or may take for ever."""
     for key in ("difficulty", "prompt_tokens", "turns"):
@@ -88,11 +104,13 @@ def _never(here: KeyPath, when: dict[str, Any]) -> Iterator[Finding]:
             yield (*here, f"{key}_min"), message
     hours = when.get("hours")
     if isinstance(hours, str) and hours[:5] == hours[6:]:
-        yield (*here, "hours"), "begins when it ends: this rule can never apply"
-    if when.get("task") == []:
-        yield (*here, "task"), "is an empty list: this rule can never apply"
+        message = "begins when it ends: this rule can never apply; leave it out for the whole day"
+        yield (*here, "hours"), message
+    for key in ("task", "user"):
+        if when.get(key) == []:
+            yield (*here, key), "is an empty list: this rule can never apply"
     pattern = when.get("regex")
-    if isinstance(pattern, str) and pattern:
+    if isinstance(pattern, str) and 0 < len(pattern) <= _PATTERN_CHARS:
         yield from (((*here, "regex"), text) for text in _wrong_pattern(pattern))
 
 
@@ -102,16 +120,36 @@ def _wrong_pattern(pattern: str) -> Iterator[str]:
         compiled = regex.compile(pattern)
     except regex.error as error:
         yield f"is no regular expression: {error}"
-        return
-    letters = dict.fromkeys([*pattern, "a", "0", " ", "\n"])
-    units = [*letters, *map("".join, itertools.pairwise(letters))][:200]
-    for unit in units:
-        probe = (unit * _PROBE_CHARS)[:_PROBE_CHARS] + "\x00"
-        try:
-            compiled.search(probe, timeout=10 * REGEX_S)
-        except TimeoutError:
+    except RecursionError:
+        yield "has too many brackets inside brackets; expected a few dozen at most"
+    else:
+        if any(_is_slow(compiled, text) for text in _hard_texts(pattern)):
             yield (
                 "takes too long on some texts; avoid repetitions inside repetitions, as in (a+)+, "
                 "or use `keywords`"
             )
-            return
+
+
+def _is_slow(compiled: "regex.Pattern[str]", text: str) -> bool:
+    try:
+        compiled.search(text, timeout=_PROBE_S)
+    except TimeoutError:
+        return True
+    return False
+
+
+def _hard_texts(pattern: str) -> Iterator[str]:
+    """Yield texts that nearly match: many repetitions of one thing, and then another.
+
+    A search ends at once where a text has not all the letters that the pattern needs, so half of
+    the texts have them all at their end.
+    """
+    letters = list(dict.fromkeys([*pattern, "a", "0", " ", "\n"]))
+    words = list(dict.fromkeys(re.findall(r"\w\w+", pattern)))
+    units = [*letters, *words, *(f"{word} " for word in ("a", *words))]
+    units += map("".join, itertools.pairwise(letters))
+    needed = "".join(letter * 2 for letter in letters) + pattern
+    for unit in units[:200]:
+        repeated = (unit * _PROBE_CHARS)[:_PROBE_CHARS]
+        yield f"{repeated}\x00"
+        yield f"{repeated}\x00{needed}"

@@ -28,7 +28,9 @@ RuleName = Annotated[
 Name = Annotated[str, Meta(min_length=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
-Keyword = Annotated[str, Meta(min_length=1, max_length=100)]
+Keyword = Annotated[
+    str, Meta(pattern=r"\S", max_length=100, description="a word or phrase, not only spaces")
+]
 
 
 class FitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

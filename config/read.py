@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -119,6 +120,12 @@ def read_as(path: Path, kind: type[T], meaning: Callable[[Any], Iterable[Finding
         ]
         raise ConfigError(path, sorted(problems, key=lambda problem: problem.line))
     return msgspec.convert({} if data is None else data, kind)
+
+
+def line_of(path: Path, key: KeyPath) -> int:
+    """Return the 1-based line of a key in a file that was read before, or 0 if it has none."""
+    _, lines, _ = _parse(path)
+    return _line(lines, key)
 
 
 def refusal(kind: type[Struct], key: str, value: Any) -> str | None:
@@ -255,18 +262,39 @@ def _written(key: KeyPath) -> str:
 def _check(value: Any, annotation: Any, path: KeyPath) -> Iterator[Finding]:
     """Yield every problem of `value` against `annotation`; msgspec alone stops at the first."""
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    found: list[Finding] = []
+    if get_origin(kind) in (Union, UnionType):
+        yield from _check_union(value, annotation, get_args(kind), path)
+        return
     if isinstance(kind, type) and issubclass(kind, Struct):
         yield from _check_struct(value, kind, path)
-    elif get_origin(kind) is list and isinstance(value, list):
-        if not value:
-            yield from _check_leaf(value, annotation, path)
+        return
+    if get_origin(kind) is list and isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _check(item, get_args(kind)[0], (*path, index))
+            found += _check(item, get_args(kind)[0], (*path, index))
     elif get_origin(kind) is dict and isinstance(value, dict):
+        of_keys, of_items = get_args(kind)
         for key, item in value.items():
-            if not isinstance(key, str):
-                yield (*path, str(key)), "this name must be text; put it in quotes"
-            yield from _check(item, get_args(kind)[1], (*path, str(key)))
+            here = (*path, str(key))
+            if isinstance(key, str):
+                found += _check_leaf(key, of_keys, here)
+            else:
+                found.append((here, "this name must be text; put it in quotes"))
+            found += _check(item, of_items, here)
+    yield from found or _check_leaf(value, annotation, path)
+
+
+def _check_union(
+    value: Any, annotation: Any, options: Sequence[Any], path: KeyPath
+) -> Iterator[Finding]:
+    """Yield the problems of `value` against that option which has its shape."""
+    given = [option for option in options if option is not type(None)]
+    if value is None and len(given) < len(options):
+        return
+    if len(given) > 1:
+        given = [each for each in given if (get_origin(each) is list) is isinstance(value, list)]
+    if len(given) == 1:
+        yield from _check(value, given[0], path)
     else:
         yield from _check_leaf(value, annotation, path)
 
@@ -314,6 +342,8 @@ _IN_PLAIN_WORDS = {
     " | null`": "`",
     "`array` of length >= 1": "a list with at least one entry",
     "`str` of length >= 1": "text that is not empty",
+    "`array` of length <= ": "a list with at most this many entries: ",
+    "`str` of length <= ": "text with at most this many characters: ",
     "`array`": "a list",
     "`object`": "a mapping of keys",
     "`str`": "text",

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from config import ConditionSettings
+from config import ConditionSettings, RuleSettings
 from policies.policy import Policy, Rule
 from policies.words import Assessment, Candidate, Decision, Facts, Seconds, Task
 
@@ -24,8 +24,9 @@ where it is less. In a small context a quarter is enough.
 FAR_MORE = 8
 """How many times a named model's context an estimate must be to refuse without counting exactly."""
 
-
 NO_FACTS = Facts()
+
+_DIGITS = 9
 
 
 class _Skill(NamedTuple):
@@ -67,13 +68,13 @@ def decide(
     2. Of the others, those that failed and are not tried again yet come last, and before them
        those whose context may not be enough. Only the best such group counts; if all have failed,
        the client sees the failure of the one that it would have had.
-    3. The first rule that applies narrows the group, unless nothing would be left of it. So does
-       a deadline, if any model is expected to meet it.
-    4. In that group, the model that waits for a tool's result goes on; else the rule's first
-       preferred model answers; else the most worthy, where worth is fit less the price of the
-       time it takes (`assess`). A conversation stays where it is unless another is worth more by
-       the policy's margin. The policy's default wins ties.
-    5. With `serve_while_loading`, a model that is not in memory is loaded for later requests, and
+    3. A model of that group that waits for a tool's result goes on.
+    4. Else the first rule that applies narrows the group, unless nothing would be left of it. So
+       does a deadline; if nobody is expected to meet it, the quickest answers.
+    5. In that group, the rule's first preferred model answers; else the most worthy, where worth
+       is fit less the price of the time it takes (`assess`). A conversation stays where it is
+       unless another is worth more by the policy's margin. The policy's default wins ties.
+    6. With `serve_while_loading`, a model that is not in memory is loaded for later requests, and
        the next best one that is in memory answers this one, if there is one.
 
     Parameters
@@ -93,45 +94,36 @@ def decide(
         No candidate is capable.
     """
     assessed = tuple(assess(task, each, policy) for each in candidates)  # (1)
-    capable = [each for each, found in zip(candidates, assessed, strict=True) if found.capable]
+    worth = {each.model: each for each in assessed}
+    capable = [each for each in candidates if worth[each.model].capable]
     if not capable:
         raise _refusal(task, candidates)
     doubts = {each.model: _doubts(task, each) for each in capable}  # (2)
     least = min(doubts.values())
     group = [each for each in capable if doubts[each.model] == least]
-    worth = {each.model: each for each in assessed}
+    although = f" although it {_in_words(least)}: nothing better is left" if any(least) else ""
 
-    notes = ""
-    if any(least):
-        notes = f" although it {_in_words(least)}: nothing better is left"
-    chosen, skipped = None, ""
-    for rule in policy.rules:  # (3)
-        if rule.applies(task, facts):
-            left, missed = _narrowed(group, rule)
-            for name in missed:
-                known = worth.get(name)
-                reason = (known and known.why_not) or _in_words(doubts.get(name)) or "is not there"
-                skipped += f"; {name} skipped: it {reason}"
-            if left:
-                group, chosen = left, rule
-                break
-    of_rule = chosen.settings.deadline_s if chosen else None
-    limits = (policy.deadline_s, facts.deadline_s, of_rule)
-    deadline = min((each for each in limits if each is not None), default=None)
-    late = ""
-    if deadline is not None:
-        in_time = [e for e in group if worth[e.model].predicted_seconds.total <= deadline]
-        late = "" if in_time else f"; nobody is expected to answer within {deadline:g} s"
-        quickest = min(group, key=lambda e: worth[e.model].predicted_seconds.total)
-        group = in_time or [quickest]
+    holder = next((each.model for each in group if each.holds_conversation), None)
+    rule, notes = None, ""
+    if holder and task.tool_loop:  # (3)
+        group = [each for each in group if each.model == holder]
+        ranking, why = [holder], "it waits for the result of its tool"
+    else:
+        out = {each.model: each.why_not or _in_words(doubts[each.model]) for each in assessed}
+        group, rule, notes = _narrowed(task, facts, policy, group, worth, out)  # (4)
+        ranking, why = _ranked(task, group, worth, policy, rule, holder)  # (5)
+    others = [
+        each
+        for each in capable
+        if each.model not in ranking and not (rule and _left_out(each, rule.settings))
+    ]
+    others.sort(key=lambda each: (doubts[each.model], -worth[each.model].worth))
 
-    ranking, why = _ranked(task, group, worth, policy, chosen)  # (4)
-    model = ranking[0]
-    reason = f"{why} -> {model}{notes}{skipped}{late}"
-    loads = None
+    model, loads = ranking[0], None
+    reason = f"{why} -> {model}{although}{notes}"
     resident = {each.model for each in group if each.state == "ready"}
-    if policy.serve_while_loading and model not in resident:  # (5)
-        stand_in = next((each for each in ranking if each in resident), None)
+    if policy.serve_while_loading and model not in resident:  # (6)
+        stand_in = next((name for name in ranking if name in resident), None)
         if stand_in is not None:
             reason += f"; {stand_in} answers while {model} loads"
             loads, model = model, stand_in
@@ -140,9 +132,9 @@ def decide(
         reason=reason,
         policy=policy.name,
         version=policy.version,
-        rule=chosen.settings.name if chosen else None,
+        rule=rule.settings.name if rule else None,
         loads=loads,
-        ranking=(*ranking, *(e.model for e in capable if e.model not in ranking)),
+        ranking=(*ranking, *(each.model for each in others)),
         candidates=assessed,
     )
 
@@ -180,21 +172,71 @@ def _predicted(task: Task, candidate: Candidate, policy: Policy) -> Seconds:
     )
 
 
-def _narrowed(group: list[Candidate], rule: Rule) -> tuple[list[Candidate], list[str]]:
-    """Return what a rule leaves of a group, and the models it prefers that are not in it."""
-    settings = rule.settings
-    left = [
-        each
-        for each in group
-        if (settings.only is None or each.model in settings.only)
-        and each.model not in (settings.exclude or ())
-        and each.held < settings.cap.get(each.model, float("inf"))
-    ]
-    if settings.prefer is None:
-        return left, []
+def _narrowed(
+    task: Task,
+    facts: Facts,
+    policy: Policy,
+    group: list[Candidate],
+    worth: dict[str, Assessment],
+    out: dict[str, str],
+) -> tuple[list[Candidate], Rule | None, str]:
+    """Return what rules and deadline leave of a group, the rule, and what to say of it.
+
+    Parameters
+    ----------
+    out
+        Why each model is not in the group, as a clause; those that leave it are added.
+    """
+    chosen, notes = None, ""
+    skipped: dict[str, str] = {}
+    for rule in policy.rules:
+        if rule.applies(task, facts):
+            why_out = {each.model: _left_out(each, rule.settings) for each in group}
+            left = [each for each in group if not why_out[each.model]]
+            prefer = rule.settings.prefer
+            if any(prefer is None or each.model in prefer for each in left):
+                group, chosen, out = left, rule, out | why_out
+                break
+            skipped = _missed(prefer, left, out | why_out) | skipped
+            if prefer is None:
+                notes += f"; rule {rule.settings.name} passed over: it leaves no model"
+    of_rule = chosen.settings.deadline_s if chosen else None
+    limits = (policy.deadline_s, facts.deadline_s, of_rule)
+    deadline = min((each for each in limits if each is not None), default=None)
+    if deadline is not None:
+        seconds = {each.model: worth[each.model].predicted_seconds.total for each in group}
+        in_time = [each for each in group if seconds[each.model] <= deadline]
+        if not in_time:
+            notes += f"; nobody is expected to answer within {deadline:g} s"
+            in_time = [min(group, key=lambda each: seconds[each.model])]
+        group = in_time
+        out = {name: f"is expected to take {each:.1f} s" for name, each in seconds.items()} | {
+            name: why for name, why in out.items() if why
+        }
+    if chosen:
+        skipped = _missed(chosen.settings.prefer, group, out) | skipped
+    said = "".join(f"; {name} skipped: it {why}" for name, why in skipped.items())
+    return group, chosen, said + notes
+
+
+def _missed(
+    prefer: Sequence[str] | None, left: Sequence[Candidate], out: dict[str, str]
+) -> dict[str, str]:
+    """Return the preferred models before the first that is left, each with why it is not."""
     able = {each.model for each in left}
-    missed = list(itertools.takewhile(lambda name: name not in able, settings.prefer))
-    return (left if len(missed) < len(settings.prefer) else []), missed
+    missed = itertools.takewhile(lambda name: name not in able, prefer or ())
+    return {name: out.get(name, "is not there") for name in missed}
+
+
+def _left_out(candidate: Candidate, rule: RuleSettings) -> str:
+    """Return why a rule leaves `candidate` out, as a clause, or an empty string if it does not."""
+    model = candidate.model
+    if (rule.only is not None and model not in rule.only) or model in (rule.exclude or ()):
+        return "is left out by the rule"
+    cap = rule.cap.get(model)
+    if cap is not None and candidate.held >= cap:
+        return f"is capped at {_several(cap, 'request')}"
+    return ""
 
 
 def _ranked(
@@ -203,32 +245,31 @@ def _ranked(
     worth: dict[str, Assessment],
     policy: Policy,
     rule: Rule | None,
+    holder: str | None,
 ) -> tuple[list[str], str]:
     """Return the models of the group, best first, and why the first one is."""
     order = sorted(
         (each.model for each in group),
-        key=lambda name: (-round(worth[name].worth, 9), name != policy.default),
+        key=lambda name: (-_rounded(worth[name]), name != policy.default),
     )
-    holder = next((each.model for each in group if each.holds_conversation), None)
 
-    def first(*names: str) -> list[str]:
+    def first(names: Sequence[str]) -> list[str]:
         return list(dict.fromkeys([*names, *order]))
 
-    if holder and task.tool_loop:
-        return first(holder), "it waits for the result of its tool"
     because = f"rule {rule.settings.name}: {_because(task, rule.settings.when)}" if rule else ""
-    if rule and rule.settings.prefer:
-        able = set(order)
-        return first(*(name for name in rule.settings.prefer if name in able)), because
-    best, stays = order[0], ""
-    if (
-        holder
-        and holder != best
-        and worth[holder].worth + policy.switch_margin >= worth[best].worth
-    ):
-        order, stays = first(holder), "the conversation stays"
-    parts = [because or _kind(task), stays or _merit(worth, order, policy)]
-    return order, ", ".join(parts)
+    preferred = [name for name in (rule and rule.settings.prefer) or () if name in order]
+    if preferred:
+        return first(preferred), because
+    if holder in order and holder != order[0]:
+        gain = _rounded(worth[order[0]]) - _rounded(worth[holder])
+        if round(gain, _DIGITS) <= policy.switch_margin:
+            return first([holder]), f"{because or _kind(task)}, the conversation stays"
+    return order, f"{because or _kind(task)}, {_merit(worth, order, policy)}"
+
+
+def _rounded(assessment: Assessment) -> float:
+    """Return the worth as it is compared: sums in another order are no difference."""
+    return round(assessment.worth, _DIGITS)
 
 
 def _kind(task: Task) -> str:
@@ -241,7 +282,7 @@ def _merit(worth: dict[str, Assessment], order: list[str], policy: Policy) -> st
     if len(order) == 1:
         return "the only one left"
     next_best = worth[order[1]]
-    if round(best.worth, 9) == round(next_best.worth, 9) and best.model == policy.default:
+    if _rounded(best) == _rounded(next_best) and best.model == policy.default:
         return "the default"
     seconds = best.predicted_seconds.total
     return (

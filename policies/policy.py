@@ -1,7 +1,7 @@
 """A policy ready to decide with: its files put together, checked, and compiled."""
 
 import hashlib
-import unicodedata
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from config import (
     PolicyTestSettings,
     Problem,
     RuleSettings,
+    line_of,
     nearest,
     policy_problems,
     read_as,
 )
 from config.policy import ANY_MODEL, REGEX_S, EscalationSettings, FitSettings
-from policies.words import Facts, Task
+from policies.words import Facts, Task, fold
 
 SHIPPED = {
     name: Path(__file__).with_name(f"{name}.yaml") for name in ("balanced", "fastest", "quality")
@@ -59,7 +60,7 @@ class Policy(Struct, frozen=True, kw_only=True):
 
     name: str
     version: str
-    default: str | None
+    default: str
     price_per_second: float
     switch_margin: float
     deadline_s: float | None
@@ -110,20 +111,29 @@ def shipped_policy(name: str, models: Sequence[str]) -> Policy:
     return make_policy(name, read_as(path, PolicySettings, lambda _: ()), path, models)
 
 
-def make_policy(name: str, settings: PolicySettings, path: Path, models: Sequence[str]) -> Policy:
+def make_policy(
+    name: str, settings: PolicySettings, path: Path, models: Sequence[str], section: str = ""
+) -> Policy:
     """Return the policy made of `settings`, which are from the file `path`, and what they extend.
+
+    Parameters
+    ----------
+    section
+        The key of the file that has them, if they are not the whole of it.
 
     Raises
     ------
     ConfigError
         A file that is extended is broken, missing, or extends itself.
     """
-    whole, files = _extended(settings, path, models, (path,))
-    default = whole.default if whole.default in models else None
+    at = (section, "extends") if section else ("extends",)
+    whole, files = _extended(settings, path, models, (path,), at)
+    default = whole.default if whole.default and whole.default in models else models[0]
+    whole = structs.replace(whole, default=default)
     return Policy(
         name=name,
         version=hashlib.sha256(msgspec.json.encode(whole, order="sorted")).hexdigest()[:12],
-        default=default or models[0],
+        default=default,
         price_per_second=whole.price_per_second or 0.0,
         switch_margin=whole.switch_margin or 0.0,
         deadline_s=whole.deadline_s,
@@ -139,16 +149,27 @@ def make_policy(name: str, settings: PolicySettings, path: Path, models: Sequenc
 
 
 def _extended(
-    settings: PolicySettings, path: Path, models: Sequence[str], chain: tuple[Path, ...]
+    settings: PolicySettings,
+    path: Path,
+    models: Sequence[str],
+    chain: tuple[Path, ...],
+    at: tuple[str, ...] = ("extends",),
 ) -> tuple[PolicySettings, tuple[Path, ...]]:
-    """Return `settings` with what they extend filled in, and all the files they are from."""
+    """Return `settings` with what they extend filled in, and the files; `at` is where they do."""
     if path == SHIPPED["balanced"]:
         return settings, chain
-    where = _parent(settings.extends or "balanced", path)
+    name = settings.extends or "balanced"
+    where = SHIPPED.get(name, path.parent / name)
+    if not where.is_file():
+        message = (
+            f"there is no shipped policy and no file called `{name}`"
+            f"{nearest(name, SHIPPED)}; shipped are {', '.join(SHIPPED)}"
+        )
+        raise _not_extended(path, at, message)
     if where.resolve() in {each.resolve() for each in chain}:
         names = " extends ".join(f"`{each.name}`" for each in (*chain, where))
         message = f"goes in a circle: {names}; let the last one extend `balanced`"
-        raise ConfigError(path, [Problem("extends", message)])
+        raise _not_extended(path, at, message)
     is_shipped = where in SHIPPED.values()
     found = read_as(
         where,
@@ -159,17 +180,8 @@ def _extended(
     return _merged(settings, parent), files
 
 
-def _parent(name: str, path: Path) -> Path:
-    if name in SHIPPED:
-        return SHIPPED[name]
-    where = path.parent / name
-    if not where.is_file():
-        message = (
-            f"there is no shipped policy and no file called `{name}`"
-            f"{nearest(name, SHIPPED)}; shipped are {', '.join(SHIPPED)}"
-        )
-        raise ConfigError(path, [Problem("extends", message)])
-    return where
+def _not_extended(path: Path, at: tuple[str, ...], message: str) -> ConfigError:
+    return ConfigError(path, [Problem(".".join(at), message, line_of(path, at))])
 
 
 def _merged(child: PolicySettings, parent: PolicySettings) -> PolicySettings:
@@ -211,15 +223,6 @@ def _merged_fit(child: FitSettings | None, parent: FitSettings | None) -> FitSet
 # --- conditions ---------------------------------------------------------------------------------
 
 
-def fold(text: str) -> str:
-    """Return `text` in lower case, without accents."""
-    text = text.lower()
-    if text.isascii():
-        return text
-    marks = unicodedata.normalize("NFKD", text)
-    return "".join(char for char in marks if not unicodedata.combining(char))
-
-
 def _compiled(when: ConditionSettings) -> Applies:
     """Return what says whether a condition holds."""
     parts = list(_parts(when))
@@ -246,8 +249,7 @@ def _parts(when: ConditionSettings) -> Iterator[Applies]:
     if when.tools is not None:
         yield lambda task, _: (task.tools > 0) is when.tools
     if when.keywords is not None:
-        found = keywords(when.keywords)
-        yield lambda _, facts: found.search(fold(facts.text)) is not None
+        yield _keywords(when.keywords)
     if when.regex is not None:
         yield _searched(regex.compile(when.regex))
     if when.user is not None:
@@ -276,10 +278,20 @@ def _equal(key: str, wanted: str) -> Applies:
     return lambda task, _: getattr(task, key) == wanted
 
 
-def keywords(words: Iterable[str]) -> "regex.Pattern[str]":
-    """Return a pattern that finds any of `words` as whole words in a folded text."""
-    each = "|".join(regex.escape(fold(word).strip()) for word in sorted(words, key=len)[::-1])
-    return regex.compile(rf"(?<!\w)(?:{each})(?!\w)")
+def _keywords(keywords: Iterable[str]) -> Applies:
+    """Return what says whether any of `keywords` is in the text, as whole words."""
+    folded = {fold(keyword) for keyword in keywords} - {""}
+    words = frozenset(each for each in folded if re.fullmatch(r"\w+", each))
+    phrases = [
+        (frozenset(re.findall(r"\w+", each)), re.compile(rf"(?<!\w){re.escape(each)}(?!\w)"))
+        for each in sorted(folded - words)
+    ]
+    return lambda _, facts: (
+        not words.isdisjoint(facts.folded_words)
+        or any(
+            parts <= facts.folded_words and phrase.search(facts.folded) for parts, phrase in phrases
+        )
+    )
 
 
 def _searched(pattern: "regex.Pattern[str]") -> Applies:

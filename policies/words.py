@@ -1,6 +1,9 @@
 """The words of the decision: what comes in and what goes out."""
 
+import re
+import unicodedata
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Literal
 
 from msgspec import Struct
@@ -50,7 +53,7 @@ class Task(Struct, frozen=True, kw_only=True):
     signals: dict[str, str | int | float | bool] = {}
 
 
-class Facts(Struct, frozen=True, kw_only=True):
+class Facts(Struct, frozen=True, kw_only=True, dict=True):
     """What rules may look at beside the task; none of it is kept.
 
     Attributes
@@ -73,6 +76,27 @@ class Facts(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
     minute: int = 0
     deadline_s: float | None = None
+
+    @cached_property
+    def folded(self) -> str:
+        """The text as keywords are looked for in it: see `fold`."""
+        return fold(self.text)
+
+    @cached_property
+    def folded_words(self) -> frozenset[str]:
+        """The words of the folded text: many keywords are compared with them at once."""
+        return frozenset(_WORDS.findall(self.folded))
+
+
+_WORDS = re.compile(r"\w+")
+_MARKS = re.compile("[\u0300-\u036f]+")
+
+
+def fold(text: str) -> str:
+    """Return `text` in lower case, without accents, with one space between words."""
+    if not text.isascii():
+        text = _MARKS.sub("", unicodedata.normalize("NFKD", text))
+    return " ".join(text.casefold().split())
 
 
 class Candidate(Struct, frozen=True, kw_only=True):

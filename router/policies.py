@@ -154,7 +154,7 @@ class Policies:
                 made[name] = shipped_policy(source, models)
             else:
                 made[name] = self._tested(read_policy(base / source, models, name), base / source)
-        routing = make_policy(DEFAULT, settings.routing, self._path, models)
+        routing = make_policy(DEFAULT, settings.routing, self._path, models, "routing")
         made[DEFAULT] = self._tested(routing, self._path)
         self._files = frozenset(file for policy in made.values() for file in policy.files)
         return made

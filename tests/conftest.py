@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from config import ModelSettings, PoolSettings, RoutingSettings, RuleSettings, Settings
-from config.settings import CapabilitySettings, ConditionSettings
+from config import (
+    CapabilitySettings,
+    ConditionSettings,
+    ModelSettings,
+    PolicySettings,
+    PoolSettings,
+    RuleSettings,
+    Settings,
+)
 from engines.load import EngineLoader
 from router.app import create_app
 from router.serve import build
@@ -30,7 +37,7 @@ def echo_settings(**changes) -> Settings:
             role("mistral_balanced", 128),
             role("gemma3_multimodal", 4096, capabilities=CapabilitySettings(vision=True)),
         ],
-        "routing": RoutingSettings(
+        "routing": PolicySettings(
             default="phi4_fast",
             rules=[
                 RuleSettings(

@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from config import settings
+from config import policy, settings
 
 ROOT = Path(__file__).parents[2]
 STRUCTS = [
     value
-    for value in vars(settings).values()
+    for value in {**vars(policy), **vars(settings)}.values()
     if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
 ]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from config import ConfigError, ServerSettings, Vocabulary, read, refusal
+from config import ConfigError, PolicySettings, ServerSettings, Vocabulary, read, refusal
 
 SHIPPED = sorted((Path(__file__).parents[2] / "config").glob("*.yaml"))
 
@@ -32,15 +32,16 @@ def test_the_shipped_files_are_sound(path):
     assert read(path).models
 
 
-def test_everything_but_models_and_a_default_may_be_left_out(tmp_path):
+def test_everything_but_models_may_be_left_out(tmp_path):
     path = tmp_path / "small.yaml"
-    path.write_text(SMALL)
+    path.write_text("models: [{name: small, source: ./small}]\n")
 
     settings = read(path)
 
     assert [model.name for model in settings.models] == ["small"]
     assert settings.server.port == 8080
     assert settings.server.host == "127.0.0.1"
+    assert settings.routing == PolicySettings()
 
 
 def test_json_is_read_too_even_with_tabs(tmp_path):
@@ -160,7 +161,6 @@ def test_a_key_given_twice_in_json_is_refused(tmp_path):
     found = problems(tmp_path, text, name="axion.json")
 
     assert found == [
-        (1, "routing", "is missing and has no default"),
         (2, "models[0].name", "is given twice; keep one"),
         (2, "models[0].source", "is missing and has no default"),
         (4, "server.port", "is given twice; keep one"),
@@ -348,6 +348,74 @@ def test_a_format_that_this_processor_cannot_run_is_refused(tmp_path, quantizati
         path = tmp_path / "sound.yaml"
         path.write_text(text)
         assert read(path, words).models[0].quantization == quantization
+
+
+@pytest.mark.parametrize(
+    ("routing", "key", "message"),
+    [
+        (
+            "{fit: {small: {languages: {fr: 0.1}}}}",
+            "routing.fit.small.languages.fr",
+            'expected one of en, es, found "fr"',
+        ),
+        (
+            "{output_tokens: {cod: 9}}",
+            "routing.output_tokens.cod",
+            "expected one of code, math, reasoning, writing, qa, chat, extraction, general, "
+            'found "cod" (did you mean `code`?)',
+        ),
+        (
+            "{escalation: {refusals: true}}",
+            "routing.escalation.refusals",
+            "unknown key (did you mean `refusal`?)",
+        ),
+        ("{escalation: {logprob_min: 1}}", "routing.escalation.logprob_min", "<= 0.0, found 1"),
+        (
+            "{rules: [{name: r, when: {}, prefer: [small, 5]}]}",
+            "routing.rules[0].prefer[1]",
+            "expected text, found 5",
+        ),
+        (
+            '{rules: [{name: r, when: {hours: "9-17"}, prefer: [small]}]}',
+            "routing.rules[0].when.hours",
+            'expected a time span like 22:00-06:00, found "9-17"',
+        ),
+        (
+            f"{{rules: [{{name: r, when: {{keywords: {['x'] * 1001}}}, prefer: [small]}}]}}",
+            "routing.rules[0].when.keywords",
+            "expected a list with at most this many entries: 1000, found a list",
+        ),
+        (
+            '{rules: [{name: r, when: {keywords: [a, " "]}, prefer: [small]}]}',
+            "routing.rules[0].when.keywords[1]",
+            'expected a word or phrase, not only spaces, found " "',
+        ),
+        (
+            "{rules: [{name: r, when: {task: [code, maths]}, prefer: [small]}]}",
+            "routing.rules[0].when.task[1]",
+            "expected one of code, math, reasoning, writing, qa, chat, extraction, general, "
+            'found "maths" (did you mean `math`?)',
+        ),
+        (
+            "{rules: [{name: [r], when: [], prefer: {}}, {name: [r], when: 5, cap: []}]}",
+            "routing.rules[0].name",
+            "expected text, found a list",
+        ),
+    ],
+)
+def test_what_is_wrong_deep_inside_is_found_where_it_is(tmp_path, routing, key, message):
+    found = problems(tmp_path, SMALL.replace("\n  default: small", f" {routing}"))
+
+    where, text = next((where, text) for _, where, text in found if where == key)
+    assert where == key
+    assert text.endswith(message)
+
+
+def test_keys_that_may_be_nothing_may_be_written_so(tmp_path):
+    path = tmp_path / "axion.yaml"
+    path.write_text(SMALL + "  deadline_s: null\n  escalation:\n  extends: null\n")
+
+    assert read(path).routing == PolicySettings(default="small")
 
 
 def test_bounds_are_refused_one_past_and_accepted_at_the_limit(tmp_path):

@@ -5,7 +5,7 @@ import re
 import msgspec
 import pytest
 
-from config import ModelSettings, PoolSettings, RoutingSettings, Settings
+from config import ModelSettings, PolicySettings, PoolSettings, Settings
 from engines import plan as module
 from engines.memory import GIB, RESERVE_BYTES, Machine
 from engines.need import Need, NotHere, Unknown, need
@@ -221,7 +221,7 @@ def machine(monkeypatch):
 def settings(*models, **pool) -> Settings:
     return Settings(
         models=list(models),
-        routing=RoutingSettings(default=models[0].name),
+        routing=PolicySettings(default=models[0].name),
         pool=PoolSettings(**pool),
     )
 
