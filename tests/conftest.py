@@ -57,7 +57,7 @@ def make_service():
 
     def make(loader=None, **changes):
         settings = echo_settings(**changes)
-        return build(settings, ROOT, loader or EngineLoader(settings, ROOT))
+        return build(settings, ROOT / "axion.yaml", loader or EngineLoader(settings, ROOT))
 
     return make
 

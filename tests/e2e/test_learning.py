@@ -17,8 +17,8 @@ models:
   - {name: b, source: x, engine: echo}
 routing:
   default: a
-  classifier: mine.npz
   rules: [{name: tickets, when: {task: reasoning}, prefer: [b]}]
+classifier: mine.npz
 ledger: {path: kept/ledger.sqlite, keep_text: true}
 """
 

@@ -13,7 +13,7 @@ from config import (
     ConditionSettings,
     ModelSettings,
     PoolSettings,
-    RoutingSettings,
+    PolicySettings,
     RuleSettings,
     ServerSettings,
 )
@@ -473,7 +473,7 @@ async def test_not_ready_while_every_model_is_in_the_pause_after_a_failure(make_
 
 async def test_not_ready_until_the_preloads_are_through(make_service):
     model = ModelSettings(name="a", source="x", engine="echo", preload=True)
-    service = make_service(models=[model], routing=RoutingSettings(default="a"), aliases={})
+    service = make_service(models=[model], routing=PolicySettings(default="a"), aliases={})
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
         response = await client.get("/health/ready")
@@ -827,7 +827,7 @@ async def test_users_of_one_key_take_turns(make_service):
     ]
     loader = Gated()
     service = make_service(
-        loader, models=models, routing=RoutingSettings(default="only"), aliases={}
+        loader, models=models, routing=PolicySettings(default="only"), aliases={}
     )
     order = []
 
@@ -852,7 +852,7 @@ async def test_users_of_one_key_take_turns(make_service):
 async def test_with_serve_while_loading_a_resident_model_answers_and_the_other_is_loaded(
     make_service,
 ):
-    routing = RoutingSettings(
+    routing = PolicySettings(
         default="phi4_fast",
         rules=[
             RuleSettings(name="code", when=ConditionSettings(task="code"), prefer=["qwen_coder"])
@@ -905,7 +905,7 @@ async def test_the_system_page_has_the_plan_of_what_is_on_this_disk(make_service
     service = make_service(
         Gated(),
         models=models,
-        routing=RoutingSettings(default="here"),
+        routing=PolicySettings(default="here"),
         aliases={},
         pool=PoolSettings(memory_budget_gb=2),
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from config import ModelSettings, RoutingSettings, Settings
+from config import ModelSettings, PolicySettings, Settings
 from engines.words import Snapshot
 from router.catalogue import UNKNOWN_CONTEXT, Catalogue
 
@@ -28,7 +28,7 @@ def test_a_model_that_was_downloaded_since_the_start_is_looked_at_again(tmp_path
     model = ModelSettings(
         name="late", source="./late", max_model_len=2048 if sets_context else None
     )
-    settings = Settings(models=[model], routing=RoutingSettings(default="late"))
+    settings = Settings(models=[model], routing=PolicySettings(default="late"))
     catalogue = Catalogue(settings, tmp_path)
     unknown = 2048 if sets_context else UNKNOWN_CONTEXT
     assert catalogue.candidate("late", [snapshot("cold")]).max_model_len == unknown

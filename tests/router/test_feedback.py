@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from config import ConditionSettings, LedgerSettings, RoutingSettings, RuleSettings
+from config import ConditionSettings, LedgerSettings, PolicySettings, RuleSettings
 from policies import Task
 from router import classifier, cli, ledger
 from router.app import create_app
@@ -456,7 +456,7 @@ async def test_the_service_uses_the_classifier_of_the_configuration(
     rule = RuleSettings(
         name="tickets", when=ConditionSettings(task="extraction"), prefer=["qwen_coder"]
     )
-    routing = RoutingSettings(default="phi4_fast", classifier=str(path), rules=[rule])
+    routing = PolicySettings(default="phi4_fast", classifier=str(path), rules=[rule])
 
     for reason in ("no rule applies: the default -> phi4_fast", "rule tickets: extraction ("):
         service = make_service(routing=routing)
@@ -481,7 +481,7 @@ def configured(tmp_path, few, monkeypatch):
     path = tmp_path / "axion.yaml"
     path.write_text(
         "models: [{name: a, source: x, engine: echo}]\n"
-        "routing: {default: a, classifier: mine.npz}\n"
+        "routing: {default: a}\nclassifier: mine.npz\n"
         "ledger: {path: ledger.sqlite, keep_text: true}\n"
     )
 
@@ -542,17 +542,17 @@ def test_train_says_when_there_is_too_little(configured, capsys):
     ("routing", "kept", "said"),
     [
         ("", "ledger: {path: l}", "classifier: is not set; name the file that a better"),
-        (", classifier: m", "", "ledger.path: is not set, so there is no feedback; name a file"),
-        (", classifier: m", "ledger: {path: l}", "l yet; the service makes it when it runs"),
-        (", classifier: m", "ledger: {path: axion.yaml}", "axion.yaml is not a ledger (no SQLite"),
-        (", classifier: axion.yaml", "", "axion.yaml is not a classifier: "),
+        ("classifier: m", "", "ledger.path: is not set, so there is no feedback; name a file"),
+        ("classifier: m", "ledger: {path: l}", "l yet; the service makes it when it runs"),
+        ("classifier: m", "ledger: {path: axion.yaml}", "axion.yaml is not a ledger (no SQLite"),
+        ("classifier: axion.yaml", "", "axion.yaml is not a classifier: "),
     ],
 )
 def test_train_says_what_the_configuration_lacks(tmp_path, capsys, routing, kept, said):
     path = tmp_path / "axion.yaml"
     path.write_text(
         "models: [{name: a, source: x, engine: echo}]\n"
-        f"routing: {{default: a{routing}}}\n{kept}\n"
+        f"routing: {{default: a}}\n{routing}\n{kept}\n"
     )
 
     assert cli.main(["train", "--from-feedback", str(path)]) == 1
@@ -563,7 +563,7 @@ def test_train_says_what_the_configuration_lacks(tmp_path, capsys, routing, kept
 def test_a_damaged_classifier_stops_check_and_serve_but_not_the_rollback(tmp_path, capsys, few):
     path = tmp_path / "axion.yaml"
     path.write_text(
-        "models: [{name: a, source: x, engine: echo}]\nrouting: {default: a, classifier: m.npz}\n"
+        "models: [{name: a, source: x, engine: echo}]\nrouting: {default: a}\nclassifier: m.npz\n"
     )
     few.save(tmp_path / "m.npz")
     assert cli.main(["check", str(path)]) == 0

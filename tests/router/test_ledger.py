@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import LedgerSettings
-from policies import Exclusion, Task
+from policies import Task
 from router import ledger
 from router.ledger import BadLedger, Entry, Feedback, Ledger, LedgerFailed, Usage, objection, read
 from tests.conftest import ROOT
@@ -34,7 +34,6 @@ def entry(id_="a", **changes):
         "task": TASK,
         "rule": "code",
         "reason": "rule code -> qwen_coder",
-        "excluded": (Exclusion("phi4_fast", "calls no tools"),),
         "outcome": "ok",
         "seconds": 0.25,
         "usage": Usage(9, 20),
