@@ -47,6 +47,8 @@ class Choice(Struct, kw_only=True):
         What the client asked for, aliases resolved: `auto`, `auto:NAME` or a model.
     text
         What the user asks.
+    policies
+        All that were in use, by name.
     session
         What the client calls the conversation, or "".
     place
@@ -61,6 +63,7 @@ class Choice(Struct, kw_only=True):
     text: str
     facts: Facts
     policy: Policy
+    policies: Mapping[str, Policy]
     candidates: list[Candidate]
     decision: Decision
     session: str
@@ -165,6 +168,7 @@ class Chooser:
             text=text,
             facts=facts,
             policy=chosen,
+            policies=self.policies.current,
             candidates=candidates,
             decision=decision,
             session=session,

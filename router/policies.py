@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -85,6 +85,11 @@ class Policies:
     def get(self, name: str = DEFAULT) -> Policy | None:
         """Return a policy by its name, or None if there is none."""
         return self._versions[-1].policies.get(name)
+
+    @property
+    def current(self) -> Mapping[str, Policy]:
+        """The policies in use, by name; a later version is another mapping."""
+        return self._versions[-1].policies
 
     @property
     def names(self) -> list[str]:
