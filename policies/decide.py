@@ -112,6 +112,10 @@ def decide(
         out = {each.model: each.why_not or _in_words(doubts[each.model]) for each in assessed}
         group, rule, notes = _narrowed(task, facts, policy, group, worth, out)  # (4)
         ranking, why = _ranked(task, group, worth, policy, rule, holder)  # (5)
+        if not (rule and rule.settings.prefer):
+            best = min(capable, key=lambda each: _order(worth[each.model], policy)).model
+            if any(doubts[best]) and best not in ranking:
+                notes = f"; {best} skipped: it {_in_words(doubts[best])}{notes}"
     others = [
         each
         for each in capable
@@ -239,6 +243,11 @@ def _left_out(candidate: Candidate, rule: RuleSettings) -> str:
     return ""
 
 
+def _order(assessment: Assessment, policy: Policy) -> tuple[float, bool]:
+    """Return what sorts the most worthy first, and of those the default."""
+    return -_rounded(assessment), assessment.model != policy.default
+
+
 def _ranked(
     task: Task,
     group: list[Candidate],
@@ -250,7 +259,7 @@ def _ranked(
     """Return the models of the group, best first, and why the first one is."""
     order = sorted(
         (each.model for each in group),
-        key=lambda name: (-_rounded(worth[name]), name != policy.default),
+        key=lambda name: _order(worth[name], policy),
     )
 
     def first(names: Sequence[str]) -> list[str]:
