@@ -136,7 +136,7 @@ def make_policy(
         fallbacks=whole.fallbacks or 0,
         output_tokens={str(task): tokens for task, tokens in whole.output_tokens.items()},
         fits=whole.fit,
-        rules=tuple(Rule(rule, _compiled(rule.when)) for rule in whole.rules),
+        rules=tuple(make_rule(rule) for rule in whole.rules),
         escalation=whole.escalation,
         tests=tuple(whole.tests),
     )
@@ -217,10 +217,10 @@ def _merged_fit(child: FitSettings | None, parent: FitSettings | None) -> FitSet
 # --- conditions ---------------------------------------------------------------------------------
 
 
-def _compiled(when: ConditionSettings) -> Applies:
-    """Return what says whether a condition holds."""
-    parts = list(_parts(when))
-    return lambda task, facts: all(part(task, facts) for part in parts)
+def make_rule(settings: RuleSettings) -> Rule:
+    """Return a rule that is ready to decide with."""
+    parts = list(_parts(settings.when))
+    return Rule(settings, lambda task, facts: all(part(task, facts) for part in parts))
 
 
 def _parts(when: ConditionSettings) -> Iterator[Applies]:
