@@ -201,7 +201,7 @@ def _narrowed(
             if any(prefer is None or each.model in prefer for each in left):
                 group, chosen, out = left, rule, out | why_out
                 break
-            skipped = _missed(prefer, left, out | why_out) | skipped
+            skipped |= {**_missed(prefer, left, out | why_out), **skipped}
             if prefer is None:
                 notes += f"; rule {rule.settings.name} passed over: it leaves no model"
     of_rule = chosen.settings.deadline_s if chosen else None
@@ -212,13 +212,14 @@ def _narrowed(
         in_time = [each for each in group if seconds[each.model] <= deadline]
         if not in_time:
             notes += f"; nobody is expected to answer within {deadline:g} s"
-            in_time = [min(group, key=lambda each: seconds[each.model])]
+            quickest = min(seconds.values())
+            in_time = [each for each in group if seconds[each.model] == quickest]
         group = in_time
         out = {name: f"is expected to take {each:.1f} s" for name, each in seconds.items()} | {
             name: why for name, why in out.items() if why
         }
     if chosen:
-        skipped = _missed(chosen.settings.prefer, group, out) | skipped
+        skipped |= {**_missed(chosen.settings.prefer, group, out), **skipped}
     said = "".join(f"; {name} skipped: it {why}" for name, why in skipped.items())
     return group, chosen, said + notes
 

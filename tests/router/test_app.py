@@ -12,8 +12,8 @@ import pytest
 from config import (
     ConditionSettings,
     ModelSettings,
-    PoolSettings,
     PolicySettings,
+    PoolSettings,
     RuleSettings,
     ServerSettings,
 )
