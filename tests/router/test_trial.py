@@ -49,7 +49,7 @@ def test_the_tests_of_the_production_configuration_hold(catalogue):
             "this is no request: Invalid 'messages': empty array.",
         ),
         (
-            {"prompt": "word " * 30_000, "expect": "phi4_fast"},
+            {"prompt": "word " * 60_000, "expect": "phi4_fast"},
             "expected `phi4_fast`, and nobody can answer: This model's maximum context length",
         ),
     ],
