@@ -194,14 +194,15 @@ class Chooser:
         without
             The models that were tried.
         longer_than
-            Only models with a longer context than this, in tokens.
+            Only models with a longer context than this, in tokens; 0 is for failures, after which
+            another that is known to have failed is of no use.
         """
         allowed = [
             each.model
             for each in choice.candidates
             if each.model not in without and each.max_model_len > longer_than
         ]
-        decision = self._among(choice, allowed, choice.facts)
+        decision = self._among(choice, allowed, choice.facts, only_sound=not longer_than)
         return decision.model if decision else None
 
     def better(self, choice: Choice, than: str, tried: Sequence[str], spent_s: float) -> str | None:
@@ -230,7 +231,7 @@ class Chooser:
         return None if late else decision.model
 
     def _among(
-        self, choice: Choice, allowed: Sequence[str], facts: Facts, *, only_sound: bool = False
+        self, choice: Choice, allowed: Sequence[str], facts: Facts, *, only_sound: bool
     ) -> Decision | None:
         """Decide again as things are now, without what the policy's rule left out."""
         left = [

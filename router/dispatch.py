@@ -173,6 +173,7 @@ class Dispatcher:
         What fails before that is tried on other models, as far as the client left the choice.
         """
         record = story.record
+        first_failure: EngineFailed | Unavailable | None = None
         while True:
             try:
                 return await self._attempt(story, held)
@@ -185,8 +186,9 @@ class Dispatcher:
                 why = "counted more than its context"
             except (EngineFailed, Unavailable) as failure:
                 next_model = self._next(story) if story.may_turn(failure) else None
+                first_failure = first_failure or failure
                 if next_model is None:
-                    raise
+                    raise first_failure from None  # of the model that should have answered
                 why = _clause(failure)
             await held.aclose()  # else two models would be held at a time
             record.reason += f"; {record.model} {why} -> {next_model}"
@@ -386,8 +388,8 @@ class _Timing:
         async for event in events:
             count += 1
             yield event
-        tokens = max(count - 2, 0)  # the last two say how it ended
-        self._record.usage = Usage(self._prompt_tokens, tokens + 1)
+        tokens = max(count - 2, 0)  # the first says who speaks, the last two how it ended
+        self._record.usage = Usage(self._prompt_tokens, tokens)
         self._forecast.wrote(model, self._others, tokens, time.monotonic() - first_at)
 
 

@@ -112,7 +112,8 @@ class Entry(Struct, frozen=True, kw_only=True):
     seconds
         From the first byte of the request to the end of the answer.
     usage
-        Of the answer that was given; None where the engine did not say.
+        Of the answer that was given, as the engine counted; of a stream, the estimate of the prompt
+        and its events.
     escalated_from, escalated_usage
         The model whose answer was not good enough, and what it took; None where there was none.
     text
