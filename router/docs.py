@@ -12,12 +12,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from config import Settings
+from config import PolicySettings, Settings
 from router.classifier import TASKS
 from router.errors import CODES
 from router.training import data
@@ -32,6 +33,7 @@ def pages() -> dict[str, str]:
         "classifier.md": filled(classifier, "the prompts", training_prompts()),
         "configuration.md": configuration(),
         "errors.md": errors(),
+        "policy-keys.md": policy_keys(),
     }
 
 
@@ -116,6 +118,20 @@ Two files are shipped and commented: [quickstart.yaml](../config/quickstart.yaml
 Sizes in GB are GiB (2^30 bytes) unless a key says otherwise; times are seconds."""
 
 
+def policy_keys() -> str:
+    """Return the page that describes every key of a policy."""
+    return "\n".join([_POLICY_KEYS, *_sections("", PolicySettings, "The policy")]) + "\n"
+
+
+_POLICY_KEYS = """\
+# What can be said in a policy?
+
+<!-- Generated from config/policy.py by `python -m router.docs`; edit there. -->
+
+A policy is `routing` in the configuration, or a YAML or JSON file that `policies` names.
+How to write one step by step is in [policies.md](policies.md)."""
+
+
 def _sections(path: str, kind: type[Struct], title: str) -> Iterator[str]:
     yield f"\n## {title}\n"
     yield (kind.__doc__ or "").strip().splitlines()[0]
@@ -126,10 +142,14 @@ def _sections(path: str, kind: type[Struct], title: str) -> Iterator[str]:
         annotation = hints[field.name]
         struct, is_list = _struct_in(annotation)
         here = f"{path}{field.name}"
-        if struct is not None:
-            name = f"{here}[]" if is_list else here
+        if struct is PolicySettings:
+            shown = "see [policy-keys.md](policy-keys.md)"
+        elif struct is not None:
+            name = f"{here}.NAME" if _is_mapping(annotation) else f"{here}[]" if is_list else here
             inner.append((f"{name}.", struct, f"`{name}`"))
             shown = "list, see below" if is_list else "see below"
+            if _is_mapping(annotation):
+                shown = "mapping of names, see below"
         else:
             shown = _type(annotation)
         text = _meaning(annotation).replace("|", "\\|")
@@ -141,12 +161,27 @@ def _sections(path: str, kind: type[Struct], title: str) -> Iterator[str]:
 
 def _struct_in(annotation: Any) -> tuple[type[Struct] | None, bool]:
     """Return the Struct that an annotation holds, and whether as a list of them."""
-    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    kind = _plain(annotation)
     if isinstance(kind, type) and issubclass(kind, Struct):
         return kind, False
     if get_origin(kind) is list:
         return _struct_in(get_args(kind)[0])[0], True
+    if get_origin(kind) is dict:
+        return _struct_in(get_args(kind)[1])[0], False
     return None, False
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(_plain(annotation)) is dict
+
+
+def _plain(annotation: Any) -> Any:
+    """Return an annotation without its notes, and without "or nothing"."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    is_union = get_origin(annotation) in (Union, UnionType)
+    return _plain(options[0]) if is_union and len(options) == 1 else annotation
 
 
 def _type(annotation: Any) -> str:

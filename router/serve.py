@@ -148,8 +148,6 @@ def serve(settings: Settings, config: Path) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # uvicorn raises the signal again after its clean stop; the stop was what it asked for.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        # The usual wish for a new look at the configuration.
-        signal.signal(signal.SIGHUP, lambda *_: service.chooser.policies.try_reload())
         with contextlib.suppress(KeyboardInterrupt):
             _Server(web, service).run(sockets=[listener])
     log.info("stopped")
@@ -162,9 +160,13 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._settings = service.settings
         self._shutdown = service.shutdown
+        self._policies = service.chooser.policies
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # The usual wish for a new look at the configuration.
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._policies.reload_soon)
         if self.started and sockets:
             sys.stdout.write(greeting(self._settings, sockets[0].getsockname()[1]))
             sys.stdout.flush()
