@@ -120,6 +120,13 @@ class Policies:
         """The versions that are kept, oldest first; the last one is in use."""
         return self._versions
 
+    @property
+    def tested(self) -> int:
+        """How many tests those in use have passed; the shipped ones are not tried here."""
+        policies = self._versions[-1].policies.values()
+        shipped = SHIPPED.values()
+        return sum(len(each.tests) for each in policies if each.files[0] not in shipped)
+
     def find(self, name: str, version: str) -> Policy | None:
         """Return a policy as it was in one of the versions that are kept, or None."""
         kept = (each.policies.get(name) for each in reversed(self._versions))
