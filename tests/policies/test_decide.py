@@ -641,7 +641,9 @@ def test_a_model_that_failed_is_avoided():
 def test_a_default_that_failed_is_avoided():
     candidates = [model("small", 2000, retry_in_s=9), MEDIUM]
 
-    assert decide(task(), candidates, policy()).reason == "general, the only one left -> medium"
+    assert decide(task(), candidates, policy()).reason == (
+        "general, the only one left -> medium; small skipped: it has failed"
+    )
 
 
 def test_a_model_that_failed_is_used_when_nothing_better_is_left():

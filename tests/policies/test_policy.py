@@ -50,8 +50,8 @@ def test_an_empty_file_is_the_balanced_policy_with_the_first_model_as_the_defaul
 
     assert mine.name == "mine"
     assert mine.default == "small"
-    assert structs.replace(mine, name="balanced", tests=balanced.tests, version="") == (
-        structs.replace(balanced, version="")
+    assert structs.replace(mine, name="balanced", tests=balanced.tests, version="", files=()) == (
+        structs.replace(balanced, version="", files=())
     )
 
 
