@@ -45,8 +45,6 @@ class Conversations:
     def find(self, name: str, turns: Sequence[Turn]) -> Place | None:
         """Return where a conversation is, or None for one that was not here before.
 
-        Looking is not remembered: whoever goes on with a conversation notes it.
-
         Parameters
         ----------
         name
@@ -55,6 +53,7 @@ class Conversations:
         keys = [hash(name)] if name else _keys(turns)[-2::-1][:_TURNS_MAX]
         for key in keys:
             if place := self._places.get(key):
+                self._places.move_to_end(key)
                 return place
         return None
 
