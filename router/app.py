@@ -123,6 +123,7 @@ def create_app(service: Service) -> Litestar:
         tasks = [
             asyncio.create_task(service.pool.preload(), name="preload"),
             asyncio.create_task(policies.watch(), name="policies"),
+            asyncio.create_task(service.forecast.keep(), name="forecast"),
         ]
         try:
             yield
@@ -131,7 +132,7 @@ def create_app(service: Service) -> Litestar:
                 task.cancel()
             await service.pool.close()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(service.forecast.save)
+            await service.forecast.save()
             if service.ledger:
                 await asyncio.to_thread(service.ledger.close)
 

@@ -8,6 +8,7 @@ from config import AUTO
 from engines.protocol import Endpoint
 from policies import Facts, Undecidable, decide
 from router.choose import Choice, Chooser
+from router.conversations import Session
 from router.counterfactual import counterfactual
 from router.journal import Record, entry_of, explanation
 from router.ledger import Entry
@@ -84,9 +85,10 @@ def _again(entry: Entry, policies: Policies) -> Choice | None:
         text="",
         facts=facts,
         policy=policy,
+        policies=policies.current,
         candidates=list(entry.inputs),
         decision=decision,
-        session="",
+        session=Session(),
         place=None,
         describe_us=0.0,
         decide_us=0.0,

@@ -32,7 +32,11 @@ class Record(Struct, kw_only=True):
     parse_us
         What reading the body took, in microseconds.
     usage
-        What the engine counted, where that is known.
+        What the engine counted of the answer, where that is known.
+    attempts
+        How many times a model was asked.
+    escalated_from, escalated_usage
+        The model whose answer was not good enough, and what it took.
     """
 
     id: str
@@ -44,6 +48,9 @@ class Record(Struct, kw_only=True):
     choice: Choice | None = None
     parse_us: float = 0.0
     usage: Usage | None = None
+    attempts: int = 0
+    escalated_from: str | None = None
+    escalated_usage: Usage | None = None
     outcome: str = "running"
 
     def headers(self) -> dict[str, str]:
@@ -104,7 +111,7 @@ class Journal:
         self._latest[entry.id] = entry
         if len(self._latest) > LATEST_MAX:
             self._latest.popitem(last=False)
-        if outcome == "ok" and record.model == record.choice.decision.model:
+        if outcome == "ok" and record.attempts == 1:  # no time went to others
             predicted = record.choice.assessment(record.model).predicted_seconds.total
             self._forecast.took(record.model, predicted, seconds)
         if self._ledger is not None:
@@ -159,6 +166,8 @@ def entry_of(record: Record, choice: Choice, seconds: float, *, keeps_text: bool
         outcome=record.outcome,
         seconds=round(seconds, 3),
         usage=record.usage,
+        escalated_from=record.escalated_from,
+        escalated_usage=record.escalated_usage,
         text=choice.text if keeps_text else None,
     )
 
@@ -184,6 +193,7 @@ def explanation(entry: Entry, counterfactual: list[str]) -> dict[str, Any]:
             "outcome": entry.outcome,
             "seconds": entry.seconds,
             "tokens": msgspec.to_builtins(entry.usage),
+            "escalated_from": entry.escalated_from,
             "at": entry.at,
         }
     return said

@@ -101,14 +101,14 @@ class Policies:
         self._files = {path, *_files(self._versions[-1])}
         self._seen = self._stamps()
 
-    @property
-    def current(self) -> Mapping[str, Policy]:
-        """The policies in use, by name."""
-        return self._versions[-1].policies
-
     def get(self, name: str = DEFAULT) -> Policy | None:
         """Return a policy by its name, or None if there is none."""
         return self._versions[-1].policies.get(name)
+
+    @property
+    def current(self) -> Mapping[str, Policy]:
+        """The policies in use, by name; a later version is another mapping."""
+        return self._versions[-1].policies
 
     @property
     def names(self) -> list[str]:
