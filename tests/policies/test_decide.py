@@ -165,6 +165,8 @@ WORDS = ["refund", "c++", "pull request", "Contraseña", "straße", "node.js", "
         ({"keywords": WORDS}, {"text": "in C++, please"}, "keywords match"),
         ({"keywords": WORDS}, {"text": "in C, please"}, None),
         ({"keywords": WORDS}, {"text": "in objc++"}, None),
+        ({"keywords": WORDS}, {"text": "c, objc++"}, None),
+        ({"keywords": WORDS}, {"text": "request: pull requests"}, None),
         ({"keywords": WORDS}, {"text": "open a pull\n  request"}, "keywords match"),
         ({"keywords": WORDS}, {"text": "request a pull"}, None),
         ({"keywords": WORDS}, {"text": "pull requests"}, None),
@@ -177,7 +179,7 @@ WORDS = ["refund", "c++", "pull request", "Contraseña", "straße", "node.js", "
         ({"keywords": WORDS}, {"text": "node and js"}, None),
         ({"keywords": WORDS}, {"text": "party 🎉"}, "keywords match"),
         ({"keywords": ["api"]}, {"text": "What is the capital of France?"}, None),
-        ({"keywords": ["\u0301"]}, {"text": "anything"}, None),  # nothing is left of it
+        ({"keywords": ["\u0301"]}, {"text": "anything, else"}, None),  # nothing is left of it
         ({"keywords": WORDS}, {"text": ""}, None),
         ({"regex": r"JIRA-\d+"}, {"text": "see JIRA-12"}, "regex match"),
         ({"regex": r"JIRA-\d+"}, {"text": "see jira-12"}, None),
