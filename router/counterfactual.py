@@ -11,9 +11,10 @@ def counterfactual(choice: Choice) -> list[str]:
     For a model that the client named, they say what `auto` would take.
     """
     own = choice.policy.version if choice.is_free else ""
+    by_default_first = sorted(choice.policies.items(), key=lambda item: item[0] != DEFAULT)
     others = {
         "auto" if name == DEFAULT else f"auto:{name}": policy
-        for name, policy in choice.policies.items()
+        for name, policy in by_default_first
         if policy.version != own
     }
     return counterfactuals(

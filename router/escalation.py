@@ -114,15 +114,22 @@ class Exam:
 
     def doubt(self, answer: bytes) -> str | None:
         """Return why none of the answers is good enough, as a few words, or None."""
-        doubts = [self._doubt(choice) for choice in _answer.decode(answer).choices]
+        try:
+            choices = _answer.decode(answer).choices
+        except (msgspec.MsgspecError, UnicodeError):  # nothing that could be judged
+            return None
+        doubts = [self._doubt(choice) for choice in choices]
         return doubts[0] if doubts and all(doubts) else None
 
     def reply(self, answer: bytes) -> bytes:
         """Return the answer as the client gets it: without what only the service asked for."""
         if not self._adds_logprobs:
             return answer
-        fields: dict[str, Any] = _fields.decode(answer)
-        choices = msgspec.json.decode(fields["choices"], type=list[dict[str, Raw]])
+        try:
+            fields: dict[str, Any] = _fields.decode(answer)
+            choices = msgspec.json.decode(fields["choices"], type=list[dict[str, Raw]])
+        except (msgspec.MsgspecError, UnicodeError, KeyError):
+            return answer
         fields["choices"] = [{**choice, "logprobs": None} for choice in choices]
         return msgspec.json.encode(fields)
 

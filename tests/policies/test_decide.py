@@ -599,6 +599,19 @@ def test_a_model_that_waits_for_its_tool_goes_on_whatever_rules_and_deadline_say
     assert decide(task(tools=1), candidates, hasty).model == "other"
 
 
+def test_a_model_that_waits_for_its_tool_goes_on_though_its_context_may_become_too_short():
+    candidates = [
+        model("other", 99_999, tools=True),
+        model("holder", 4_000, tools=True, holds_conversation=True),
+    ]
+
+    decision = decide(task(tools=1, tool_loop=True, prompt_tokens=3_500), candidates, policy())
+
+    assert decision.reason == "it waits for the result of its tool -> holder"
+    asks_anew = task(tools=1, prompt_tokens=3_500)
+    assert decide(asks_anew, candidates, policy()).model == "other"
+
+
 def test_a_model_that_waits_for_its_tool_and_is_broken_is_replaced():
     candidates = [
         model("other", tools=True),
