@@ -64,6 +64,7 @@ class Conversations:
     def find(self, session: Session, turns: Sequence[Turn]) -> Place | None:
         """Return where a conversation is, or None for one that was not here before.
 
+        Looking is not remembered; whoever goes on with a conversation notes it.
         What it is called says which model has it; only how it begins says what that model has
         read of it, for the name may stay while the text changes.
         """
@@ -86,7 +87,6 @@ class Conversations:
         """Return the place of the first key that has one."""
         for key in keys:
             if place := self._places.get(key):
-                self._places.move_to_end(key)
                 return place
         return None
 

@@ -104,6 +104,10 @@ class Forecast:
         known = self._speed(model).error
         return known.value if known else None
 
+    def known(self, model: str) -> Speed:
+        """Return what was measured of a model, to look at."""
+        return self._speed(model)
+
     def read(self, model: str, tokens: int, seconds: float) -> None:
         """Note that a prompt of `tokens` was read in `seconds`."""
         if tokens >= 10 * TOKENS_MIN and seconds > 0:

@@ -187,10 +187,10 @@ def test_a_hundred_thousand_conversations_take_bounded_memory():
     for index in range(100_000):
         places.note(Session(name=str(index)), [Turn("user", str(index))], Place("b", 1, 1))
         if index % 1_000 == 0:
-            places.find(NOBODY, kept)
+            places.note(NOBODY, kept[:1], Place("a", 1, 1))
 
     assert len(places) <= CONVERSATIONS_MAX
-    assert places.find(NOBODY, kept).model == "a", "one that is in use is not forgotten"
+    assert places.find(NOBODY, kept).model == "a", "one that goes on is not forgotten"
     assert places.find(Session(name="0"), kept[1:2]) is None
 
 
@@ -298,3 +298,16 @@ async def test_a_stream_that_has_begun_is_a_turn_like_any_other(serve):
     record, _ = await asked(service, SECOND)
 
     assert holder(record)[0] == "mistral_balanced"
+
+
+def test_looking_for_a_conversation_does_not_keep_it():
+    """A dry run remembers nothing."""
+    places = Conversations()
+    looked_at = [Turn("user", "seen"), Turn("assistant", ""), Turn("user", "more")]
+    places.note(NOBODY, looked_at[:1], Place("a", 1, 1))
+
+    for index in range(CONVERSATIONS_MAX):
+        places.note(NOBODY, [Turn("user", str(index))], Place("b", 1, 1))
+        places.find(NOBODY, looked_at)
+
+    assert places.find(NOBODY, looked_at) is None
