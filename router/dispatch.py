@@ -32,6 +32,10 @@ COMMENT_S = 3.0
 """Seconds between two comments."""
 
 
+READER_SHARE = 0.2
+"""Of the time of a stream that its reader may take, else it says nothing of the model's speed."""
+
+
 class _Counted(Struct):
     usage: Usage | None = None
 
@@ -384,13 +388,17 @@ class _Timing:
         model, first_at = self._record.model, time.monotonic()
         self._forecast.read(model, self._unread, first_at - self._began)
         yield first
-        count = 0
+        count, reader_s = 0, 0.0
         async for event in events:
             count += 1
+            given_at = time.monotonic()
             yield event
+            reader_s += time.monotonic() - given_at
         tokens = max(count - 2, 0)  # the first says who speaks, the last two how it ended
         self._record.usage = Usage(self._prompt_tokens, tokens)
-        self._forecast.wrote(model, self._others, tokens, time.monotonic() - first_at)
+        seconds = time.monotonic() - first_at
+        if reader_s < READER_SHARE * seconds:
+            self._forecast.wrote(model, self._others, tokens, seconds)
 
 
 _CLAUSES = {

@@ -206,9 +206,11 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # The usual wish for a new look at the configuration.
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._policies.reload_soon)
+        if not os.isatty(0):
+            # A service manager's wish for a new look at the configuration. At a terminal it means
+            # that the terminal is gone, and the service with it.
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, self._policies.reload_soon)
         if self.started and sockets:
             sys.stdout.write(greeting(self._settings, sockets[0].getsockname()[1]))
             sys.stdout.flush()
