@@ -17,7 +17,7 @@ models:
   - {name: b, source: x, engine: echo}
 routing:
   default: a
-  rules: [{name: tickets, when: {task: reasoning}, prefer: [b]}]
+  rules: [{name: tickets, when: {task: chat}, prefer: [b]}]
 classifier: mine.npz
 ledger: {path: kept/ledger.sqlite, keep_text: true}
 """
@@ -52,7 +52,7 @@ def test_the_service_learns_what_it_is_told_and_unlearns_it(tmp_path):
         assert service.stop() == 0
         return models
 
-    assert set(run(TICKETS, task="reasoning")) == {"a"}
+    assert set(run(TICKETS, task="chat")) == {"a"}
 
     done = train("--from-feedback", path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -274,11 +274,15 @@ def test_what_cannot_be_made_into_a_grammar_is_a_400(service, wanted):
 
 
 def test_the_first_request_with_logprobs_compiles_nothing(sdk):
-    began = time.monotonic()
-    answer = ask(sdk, "Hola", "phi4_fast", logprobs=True, top_logprobs=3)
+    def seconds():
+        began = time.monotonic()
+        answer = ask(sdk, "Hola", "phi4_fast", logprobs=True, top_logprobs=3)
+        assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 3
+        return time.monotonic() - began
 
-    assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 3
-    assert time.monotonic() - began < 3  # else 3 to 18 s
+    first, second = seconds(), seconds()
+
+    assert first < 5 * second + 1  # else 3 to 18 s, where a second one takes 0.3
 
 
 def test_an_unknown_model_is_a_404_with_the_nearest_name(sdk):
