@@ -87,6 +87,10 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         policy gets the same requests.
     spanish
         Share of the requests in Spanish.
+    patience_s
+        Longest wait for a model, in place of the configuration's `pool.load_wait_s`.
+    prices
+        Prices of a second at which the first policy is tried, too.
     tasks
         What is asked.
     static
@@ -106,6 +110,8 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     turns: Annotated[float, Meta(ge=1)] = 1.0
     think_s: Positive = 60.0
     spanish: Share = 0.5
+    patience_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    prices: list[Annotated[float, Meta(ge=0, le=10)]] = []
     tasks: Annotated[dict[TaskName, Work], Meta(min_length=1)]
     static: dict[TaskName, str] = {}
 
