@@ -159,7 +159,10 @@ class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = {}
     deadline_s: Annotated[
         Annotated[float, Meta(gt=0, le=86400)] | None,
-        Meta(description="Only models that are expected to have answered by then, if any is."),
+        Meta(
+            description="Only models that are expected to have answered by then; if none is, the "
+            "quickest."
+        ),
     ] = None
 
 
@@ -242,7 +245,10 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     deadline_s: Annotated[
         Annotated[float, Meta(gt=0, le=86400)] | None,
-        Meta(description="Only models that are expected to have answered by then, if any is."),
+        Meta(
+            description="Only models that are expected to have answered by then; if none is, the "
+            "quickest."
+        ),
     ] = None
     serve_while_loading: Annotated[
         bool | None,

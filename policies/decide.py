@@ -112,6 +112,10 @@ def decide(
         out = {each.model: each.why_not or _in_words(doubts[each.model]) for each in assessed}
         group, rule, notes = _narrowed(task, facts, policy, group, worth, out)  # (4)
         ranking, why = _ranked(task, group, worth, policy, rule, holder)  # (5)
+        if not (rule and rule.settings.prefer):
+            best = min(capable, key=lambda each: _order(worth[each.model], policy)).model
+            if any(doubts[best]) and best not in ranking:
+                notes = f"; {best} skipped: it {_in_words(doubts[best])}{notes}"
     others = [
         each
         for each in capable
@@ -197,7 +201,7 @@ def _narrowed(
             if any(prefer is None or each.model in prefer for each in left):
                 group, chosen, out = left, rule, out | why_out
                 break
-            skipped = _missed(prefer, left, out | why_out) | skipped
+            skipped |= {**_missed(prefer, left, out | why_out), **skipped}
             if prefer is None:
                 notes += f"; rule {rule.settings.name} passed over: it leaves no model"
     of_rule = chosen.settings.deadline_s if chosen else None
@@ -208,13 +212,14 @@ def _narrowed(
         in_time = [each for each in group if seconds[each.model] <= deadline]
         if not in_time:
             notes += f"; nobody is expected to answer within {deadline:g} s"
-            in_time = [min(group, key=lambda each: seconds[each.model])]
+            quickest = min(seconds.values())
+            in_time = [each for each in group if seconds[each.model] == quickest]
         group = in_time
         out = {name: f"is expected to take {each:.1f} s" for name, each in seconds.items()} | {
             name: why for name, why in out.items() if why
         }
     if chosen:
-        skipped = _missed(chosen.settings.prefer, group, out) | skipped
+        skipped |= {**_missed(chosen.settings.prefer, group, out), **skipped}
     said = "".join(f"; {name} skipped: it {why}" for name, why in skipped.items())
     return group, chosen, said + notes
 
@@ -239,6 +244,11 @@ def _left_out(candidate: Candidate, rule: RuleSettings) -> str:
     return ""
 
 
+def _order(assessment: Assessment, policy: Policy) -> tuple[float, bool]:
+    """Return what sorts the most worthy first, and of those the default."""
+    return -_rounded(assessment), assessment.model != policy.default
+
+
 def _ranked(
     task: Task,
     group: list[Candidate],
@@ -250,7 +260,7 @@ def _ranked(
     """Return the models of the group, best first, and why the first one is."""
     order = sorted(
         (each.model for each in group),
-        key=lambda name: (-_rounded(worth[name]), name != policy.default),
+        key=lambda name: _order(worth[name], policy),
     )
 
     def first(names: Sequence[str]) -> list[str]:

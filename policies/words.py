@@ -93,10 +93,10 @@ _MARKS = re.compile("[\u0300-\u036f]+")
 
 
 def fold(text: str) -> str:
-    """Return `text` in lower case, without accents, with one space between words."""
+    """Return `text` in lower case, without accents."""
     if not text.isascii():
         text = _MARKS.sub("", unicodedata.normalize("NFKD", text))
-    return " ".join(text.casefold().split())
+    return text.casefold()
 
 
 class Candidate(Struct, frozen=True, kw_only=True):

@@ -181,12 +181,15 @@ class Chooser:
         without
             The models that were tried.
         longer_than
-            Only models with a longer context than this, in tokens.
+            Only models with a longer context than this, in tokens; 0 is for failures, after which
+            another that is known to have failed is of no use.
         """
         left = [
             each
             for each in (self._candidate(s, choice.place) for s in self._pool.snapshots())
-            if each.model not in without and each.max_model_len > longer_than
+            if each.model not in without
+            and each.max_model_len > longer_than
+            and (longer_than or not each.retry_in_s)
         ]
         try:
             return decide(choice.task, left, choice.policy, choice.facts).model if left else None

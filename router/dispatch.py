@@ -136,6 +136,7 @@ class Dispatcher:
         What fails before that is tried on other models, as far as the client left the choice.
         """
         record = story.record
+        first_failure: EngineFailed | Unavailable | None = None
         while True:
             try:
                 engine = await held.enter_async_context(self._pool.lease(story.ticket))
@@ -159,8 +160,9 @@ class Dispatcher:
             except (EngineFailed, Unavailable) as failure:
                 spent = len(story.tried) >= story.choice.policy.fallbacks
                 next_model = None if spent or not _mends(failure) else self._next(story)
+                first_failure = first_failure or failure
                 if next_model is None:
-                    raise
+                    raise first_failure from None  # of the model that should have answered
                 why = "failed" if isinstance(failure, EngineFailed) else _CLAUSES[failure.code]
             await held.aclose()  # else two models would be held at a time
             record.reason += f"; {record.model} {why} -> {next_model}"
@@ -321,8 +323,8 @@ class _Timing:
         async for event in events:
             count += 1
             yield event
-        tokens = max(count - 2, 0)  # the last two say how it ended
-        self._record.usage = Usage(self._prompt_tokens, tokens + 1)
+        tokens = max(count - 2, 0)  # the first says who speaks, the last two how it ended
+        self._record.usage = Usage(self._prompt_tokens, tokens)
         self._forecast.wrote(model, self._others, tokens, time.monotonic() - first_at)
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from config import Settings
+from config import PolicySettings, Settings
 from router.classifier import TASKS
 from router.errors import CODES
 from router.training import data
@@ -31,6 +31,7 @@ def pages() -> dict[str, str]:
     return {
         "classifier.md": filled(classifier, "the prompts", training_prompts()),
         "configuration.md": configuration(),
+        "policy-keys.md": policy_keys(),
         "errors.md": errors(),
     }
 
@@ -99,7 +100,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def configuration() -> str:
-    """Return the page that describes every key."""
+    """Return the page that describes every key of a configuration but those of its policy."""
     return "\n".join([_CONFIGURATION, *_sections("", Settings, "The file")]) + "\n"
 
 
@@ -116,6 +117,45 @@ Two files are shipped and commented: [quickstart.yaml](../config/quickstart.yaml
 Sizes in GB are GiB (2^30 bytes) unless a key says otherwise; times are seconds."""
 
 
+def policy_keys() -> str:
+    """Return the page that describes every key of a policy."""
+    return "\n".join([_POLICY_KEYS, *_sections("", PolicySettings, "The policy")]) + "\n"
+
+
+_POLICY_KEYS = """\
+# What can be said in a policy?
+
+<!-- Generated from config/policy.py by `python -m router.docs`; edit there. -->
+
+A policy says which model answers a request for `auto`; how the choice is made is in [routing.md](routing.md).
+It is the `routing` section of a [configuration](configuration.md), or a YAML or JSON file of its own that is named under `policies` there.
+Every key may be left out: it is then taken from the policy that this one extends, at the end from `balanced`.
+
+Three policies are shipped and commented: [balanced.yaml](../policies/balanced.yaml), [fastest.yaml](../policies/fastest.yaml) and [quality.yaml](../policies/quality.yaml).
+
+A small policy file:
+
+```yaml
+extends: balanced
+default: phi4_fast
+fit:
+  qwen_coder: {code: 0.9, other: 0.5, slope: 0.3}
+rules:
+  - name: invoices
+    when: {keywords: [invoice, factura], language: es}
+    prefer: [mistral_balanced]
+  - name: nights
+    when: {hours: "22:00-06:00"}
+    exclude: [gemma3_multimodal]
+tests:
+  - prompt: Write a Python function that reverses a string
+    expect: qwen_coder
+```
+
+`axion check` says everything that is wrong with a policy, each problem with its line.
+Unknown keys, models that do not exist, rules that can never apply and regular expressions that take for ever on some texts are errors."""
+
+
 def _sections(path: str, kind: type[Struct], title: str) -> Iterator[str]:
     yield f"\n## {title}\n"
     yield (kind.__doc__ or "").strip().splitlines()[0]
@@ -124,12 +164,13 @@ def _sections(path: str, kind: type[Struct], title: str) -> Iterator[str]:
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
         annotation = hints[field.name]
-        struct, is_list = _struct_in(annotation)
+        struct, entry = _struct_in(annotation)
         here = f"{path}{field.name}"
-        if struct is not None:
-            name = f"{here}[]" if is_list else here
-            inner.append((f"{name}.", struct, f"`{name}`"))
-            shown = "list, see below" if is_list else "see below"
+        if struct is PolicySettings and kind is not PolicySettings:
+            shown = "a policy"  # it has a page of its own
+        elif struct is not None:
+            inner.append((f"{here}{entry}.", struct, f"`{here}{entry}`"))
+            shown = {"": "see below", "[]": "list, see below"}.get(entry, "mapping, see below")
         else:
             shown = _type(annotation)
         text = _meaning(annotation).replace("|", "\\|")
@@ -139,14 +180,17 @@ def _sections(path: str, kind: type[Struct], title: str) -> Iterator[str]:
         yield from _sections(name, struct, heading)
 
 
-def _struct_in(annotation: Any) -> tuple[type[Struct] | None, bool]:
-    """Return the Struct that an annotation holds, and whether as a list of them."""
+def _struct_in(annotation: Any) -> tuple[type[Struct] | None, str]:
+    """Return the Struct that an annotation holds, and how one is named if there are several."""
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if isinstance(kind, type) and issubclass(kind, Struct):
-        return kind, False
+        return kind, ""
     if get_origin(kind) is list:
-        return _struct_in(get_args(kind)[0])[0], True
-    return None, False
+        return _struct_in(get_args(kind)[0])[0], "[]"
+    if get_origin(kind) is dict:
+        return _struct_in(get_args(kind)[1])[0], ".NAME"
+    options = [option for option in get_args(kind) if option is not type(None)]
+    return _struct_in(options[0]) if len(options) == 1 else (None, "")
 
 
 def _type(annotation: Any) -> str:

@@ -112,7 +112,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     seconds
         From the first byte of the request to the end of the answer.
     usage
-        None where the engine did not say.
+        What the engine counted; of a stream, the estimate of the prompt and its events.
     text
         What the classifier read; None unless `ledger.keep_text`.
     """

@@ -15,6 +15,7 @@ from config import (
     RuleSettings,
     Settings,
 )
+from config.policy import FitSettings
 from engines.load import EngineLoader
 from router.app import create_app
 from router.serve import build
@@ -22,6 +23,9 @@ from router.serve import build
 ROOT = Path(__file__).parents[1]
 
 _STATUS = pytest.StashKey[int]()
+
+
+ROLES = ("phi4_fast", "qwen_coder", "mistral_balanced", "gemma3_multimodal")
 
 
 def echo_settings(**changes) -> Settings:
@@ -37,8 +41,11 @@ def echo_settings(**changes) -> Settings:
             role("mistral_balanced", 128),
             role("gemma3_multimodal", 4096, capabilities=CapabilitySettings(vision=True)),
         ],
+        # Nothing speaks for any model but the rules.
         "routing": PolicySettings(
             default="phi4_fast",
+            price_per_second=0,
+            fit={name: FitSettings(other=0.5, slope=0, languages={"es": 0}) for name in ROLES},
             rules=[
                 RuleSettings(
                     name="code", when=ConditionSettings(task="code"), prefer=["qwen_coder"]

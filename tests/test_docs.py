@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from config import PolicySettings
 from router import docs
 from router.cli import _parser
 from router.errors import CODES
@@ -21,6 +22,29 @@ def test_the_generated_page_is_fresh(name):
     written = (ROOT / "docs" / name).read_text(encoding="utf-8")
 
     assert written == docs.pages()[name], "run `make docs`"
+
+
+def test_every_key_has_one_page():
+    configuration, policy_keys = docs.configuration(), docs.policy_keys()
+
+    for field in PolicySettings.__struct_fields__:
+        assert f"| `{field}` |" in policy_keys
+    assert "| `routing` | a policy |" in configuration
+    assert "`routing." not in configuration
+    for key in ("`fit.NAME.slope`", "`rules[].when.hours`", "`escalation.refusal`"):
+        assert f"| {key} |" in policy_keys
+
+
+def test_the_policy_on_the_page_is_a_sound_one(tmp_path):
+    from config import read
+    from policies import read_policy
+
+    (example,) = re.findall(r"```yaml\n(.*?)```", docs.policy_keys(), re.DOTALL)
+    path = tmp_path / "example.yaml"
+    path.write_text(example, encoding="utf-8")
+    models = [model.name for model in read(ROOT / "config" / "axion.yaml").models]
+
+    assert read_policy(path, models).rules
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

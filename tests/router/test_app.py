@@ -12,8 +12,8 @@ import pytest
 from config import (
     ConditionSettings,
     ModelSettings,
-    PoolSettings,
     PolicySettings,
+    PoolSettings,
     RuleSettings,
     ServerSettings,
 )
@@ -171,7 +171,8 @@ async def test_an_unknown_model_s_name_is_not_repeated(client, name):
 
     assert error["message"] == (
         "The model you asked for does not exist or you do not have access to it. There are: auto, "
-        "phi4_fast, qwen_coder, mistral_balanced, gemma3_multimodal, gpt-4o, coder."
+        "auto:balanced, auto:fastest, auto:quality, phi4_fast, qwen_coder, mistral_balanced, "
+        "gemma3_multimodal, gpt-4o, coder."
     )
 
 
@@ -621,9 +622,9 @@ async def test_a_verbose_log_has_the_whole_decision_without_the_client_s_text(cl
     assert whole["task"]["confidence"] > 0.5
     assert whole["task"]["signals"]["code"] > 0.5
     assert whole["decision"]["rule"] == "code"
-    excluded = whole["decision"]["excluded"]
-    assert excluded[0] == {"model": "phi4_fast", "why_not": "calls no tools"}
-    assert len(excluded) == 3
+    candidates = whole["decision"]["candidates"]
+    assert (candidates[0]["model"], candidates[0]["why_not"]) == ("phi4_fast", "calls no tools")
+    assert [each["capable"] for each in candidates] == [False, True, False, False]
     assert "secret" not in text
 
 
@@ -659,7 +660,7 @@ def body(stream=True, **more):
 
 async def replied(service, text, resources, caller="ana"):
     dispatcher = service.dispatcher
-    return await dispatcher.dispatch(dispatcher.record("chat"), text, caller, resources)
+    return await dispatcher.dispatch(service.journal.open("chat"), text, {}, caller, resources)
 
 
 async def test_a_stream_that_waits_for_a_load_has_comments_at_once_and_then_the_answer(

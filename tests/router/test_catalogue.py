@@ -31,13 +31,13 @@ def test_a_model_that_was_downloaded_since_the_start_is_looked_at_again(tmp_path
     settings = Settings(models=[model], routing=PolicySettings(default="late"))
     catalogue = Catalogue(settings, tmp_path)
     unknown = 2048 if sets_context else UNKNOWN_CONTEXT
-    assert catalogue.candidate("late", [snapshot("cold")]).max_model_len == unknown
+    assert catalogue.known(snapshot("cold")).max_model_len == unknown
 
     (tmp_path / "late").mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 32768}
     (tmp_path / "late" / "config.json").write_text(json.dumps(config))
 
     known = 2048 if sets_context else 32768
-    assert catalogue.candidate("late", [snapshot("loading")]).max_model_len == unknown
-    assert catalogue.candidate("late", [snapshot("ready")]).max_model_len == known
+    assert catalogue.known(snapshot("loading")).max_model_len == unknown
+    assert catalogue.known(snapshot("ready")).max_model_len == known
     assert catalogue.entry("late", [snapshot("ready")])["max_model_len"] == known

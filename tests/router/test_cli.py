@@ -44,9 +44,8 @@ def test_check_says_everything_that_is_wrong_and_fails(tmp_path, capsys):
     assert main(["check", str(path)]) == 1
 
     assert capsys.readouterr().err == (
-        f"{path} has 3 problems:\n"
+        f"{path} has 2 problems:\n"
         "  line 1: models: expected a list with at least one entry, found an empty list\n"
-        "  line 1: routing: is missing and has no default\n"
         "  line 2: server.prot: unknown key (did you mean `port`?)\n"
     )
 

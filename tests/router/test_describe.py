@@ -11,7 +11,7 @@ import pytest
 
 import router.describe
 from config import read
-from policies import Candidate, decide
+from policies import Candidate, decide, make_policy
 from router import tokens
 from router.classifier import shipped
 from router.describe import IMAGE_TOKENS, TURN_TOKENS, describe, subject
@@ -317,7 +317,9 @@ def reason_in_the_quickstart(text, *, broken="", **facts):
         )
         for model in settings.models
     ]
-    return decide(described(("user", text), **facts), candidates, settings.routing).reason
+    names = [model.name for model in settings.models]
+    policy = make_policy("default", settings.routing, ROOT / "config" / "quickstart.yaml", names)
+    return decide(described(("user", text), **facts), candidates, policy).reason
 
 
 @pytest.mark.parametrize("text", [row[0] for row in table_after("These go to the coder:")])
@@ -330,7 +332,7 @@ def test_what_the_documentation_calls_code_is_code(text):
 )
 def test_what_the_documentation_calls_a_near_miss_is_not_code(text, task):
     assert described(("user", text)).label == task
-    assert reason_in_the_quickstart(text) == "no rule applies: the default -> phi4_fast"
+    assert reason_in_the_quickstart(text) == "rule short: always -> phi4_fast"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ async def test_a_decision_is_kept_and_can_be_judged_at_once(kept, tmp_path, stre
     )
     assert (entry.outcome, entry.text, entry.task.label) == ("ok", "Hola, ¿qué tal?", "chat")
     assert entry.reason == answer.headers["x-axion-reason"]
-    assert entry.usage == (None if stream else ledger.Usage(3, 3))
+    assert entry.usage == ledger.Usage(16 if stream else 3, 3)
     assert abs(entry.at - time.time()) < 60
     assert (said.thumbs, said.task, said.model, said.note) == ("down", "math", "qwen_coder", "Why?")
 
@@ -456,15 +456,16 @@ async def test_the_service_uses_the_classifier_of_the_configuration(
     rule = RuleSettings(
         name="tickets", when=ConditionSettings(task="extraction"), prefer=["qwen_coder"]
     )
-    routing = PolicySettings(default="phi4_fast", classifier=str(path), rules=[rule])
+    routing = PolicySettings(default="phi4_fast", rules=[rule])
 
-    for reason in ("no rule applies: the default -> phi4_fast", "rule tickets: extraction ("):
-        service = make_service(routing=routing)
+    for by_rule in (False, True):
+        service = make_service(routing=routing, classifier=str(path))
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://axion") as client:
             response = await chat(client, messages=[{"role": "user", "content": TICKETS[0]}])
         await service.pool.close()
-        assert response.headers["x-axion-reason"].startswith(reason)
+        reason = response.headers["x-axion-reason"]
+        assert reason.startswith("rule tickets: extraction (") == by_rule
         learned[0].save(path)  # there was no file at first
 
 
