@@ -1,7 +1,6 @@
 """Every way to choose, at every budget and load of a scenario, and what to say of it."""
 
-# ruff: noqa: E501 - Markdown has one sentence on a line
-
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
@@ -74,13 +73,11 @@ def compare(
     """
     judge = policies[0]
     sizes = {model.name: scenario.hardware[model.name].size_gb for model in settings.models}
-    simple = baselines(judge, sizes, scenario.static)
+    simple = baselines(judge, sizes, {str(task): model for task, model in scenario.static.items()})
     own = [Contestant(policy.name, policy) for policy in policies]
     for price in scenario.prices:
         own.append(
-            Contestant(
-                f"{judge.name} at {price:g}", structs.replace(judge, price_per_second=price)
-            )
+            Contestant(f"{judge.name} at {price:g}", structs.replace(judge, price_per_second=price))
         )
     pool = settings.pool
     if scenario.patience_s is not None:
@@ -129,7 +126,7 @@ def claims(found: Comparison) -> str:
                 cell.budget,
                 cell.load,
                 ", ".join(better) or "none",
-                "all" if faster != faster else f"{faster:.1f}",  # noqa: PLR0124 - inf / inf
+                "both never" if math.isnan(faster) else f"{faster:.1f}".replace("inf", "endless"),
                 f"{gain:+.1%}".replace("%", " %"),
                 "yes" if holds else "no",
                 ", ".join(_matching(found, measures)) or "none",
@@ -180,7 +177,11 @@ def _table(found: Comparison, measures: dict[str, Measures]) -> str:
     rows = [
         [
             name,
-            *(_seconds(spread.quantile(q)) for spread in (each.whole, each.first) for q in (0.5, 0.95)),
+            *(
+                _seconds(spread.quantile(q))
+                for spread in (each.whole, each.first)
+                for q in (0.5, 0.95)
+            ),
             f"{each.mean_fit:.3f}",
             f"{each.loads:,}",
             f"{each.refused:,}",

@@ -95,6 +95,12 @@ def _idle(candidate: Candidate) -> Candidate:
     """Return the model as it would be in memory with nothing to do."""
     return structs.replace(
         candidate,
-        **{"state": "ready", "load_s": 0.0, "queue_s": 0.0, "evicts": (), "displacement_s": 0.0},
-        **{"held": 0, "cached_tokens": 0, "holds_conversation": False},
+        state="ready",
+        held=0,
+        load_s=0.0,
+        queue_s=0.0,
+        cached_tokens=0,
+        holds_conversation=False,
+        evicts=(),
+        displacement_s=0.0,
     )

@@ -1,9 +1,9 @@
 """One machine on a virtual clock: the life cycle and the decision are real, engines are arithmetic.
 
-What an engine computes is counted in seconds of work, which is how long it takes alone. Busy engines
-share the machine evenly, and the answers of one engine share it evenly, but for what computing them
-together saves (`Scenario.batch_cost`). So all answers of one engine go on at one pace, and however
-many there are, the next one to end is on the top of its heap.
+What an engine computes is counted in seconds of work, which is how long it takes alone. Busy
+engines share the machine evenly, and the answers of one engine share it evenly, but for what
+computing them together saves (`Scenario.batch_cost`). So all answers of one engine go on at one
+pace, and however many there are, the next one to end is on the top of its heap.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -343,9 +343,7 @@ def _listed(model: ModelSettings) -> Listed:
     )
 
 
-def _measure(
-    forecast: Forecast, hardware: Mapping[str, Hardware], models: Iterable[str]
-) -> None:
+def _measure(forecast: Forecast, hardware: Mapping[str, Hardware], models: Iterable[str]) -> None:
     """Tell what is known after a while of use."""
     for name in models:
         speed = hardware[name].tokens_per_s

@@ -1,47 +1,14 @@
 """What comes out of a simulation, in a few numbers, whatever its length."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct, field
 
 from router.simulation.machine import Machine, Outcome
+from router.spread import Spread
 
-_WIDTH = math.log(1.01)  # of a class of values: quantiles are within 0.5 %
-_LEAST = 1e-6
-
-
-class Spread:
-    """How values are spread, in bounded memory (Masson, Rim and Lee, 2019: DDSketch)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._classes: Counter[float] = Counter()
-
-    def add(self, value: float) -> None:
-        """Count a value; an infinite one is larger than all others."""
-        self.count += 1
-        at = math.inf if math.isinf(value) else math.ceil(math.log(max(value, _LEAST)) / _WIDTH)
-        self._classes[at] += 1
-
-    def quantile(self, share: float) -> float:
-        """Return the value that this share of all is not above; 0 if there is none."""
-        wanted, found = share * self.count, 0
-        for at, count in sorted(self._classes.items()):
-            found += count
-            if found >= wanted and found:
-                return _value(at)
-        return 0.0
-
-    def share_above(self, value: float) -> float:
-        """Return how many of all are above a value."""
-        above = sum(count for at, count in self._classes.items() if _value(at) > value)
-        return above / max(self.count, 1)
-
-
-def _value(at: float) -> float:
-    return math.inf if math.isinf(at) else math.exp((at - 0.5) * _WIDTH)
+_LEAST_S = 1e-6
 
 
 class Measures(Struct, kw_only=True):
@@ -85,7 +52,7 @@ class Measures(Struct, kw_only=True):
             return
         self.models[outcome.model] += 1
         self.longest_wait = max(self.longest_wait, outcome.waited_s)
-        self.error += abs(outcome.predicted_s / max(outcome.whole_s, _LEAST) - 1)
+        self.error += abs(outcome.predicted_s / max(outcome.whole_s, _LEAST_S) - 1)
 
     @property
     def mean_fit(self) -> float:
