@@ -82,7 +82,7 @@ def compare(
         own.append(
             Contestant(f"{judge.name} at {price:g}", structs.replace(judge, price_per_second=price))
         )
-    own.append(Contestant(f"{judge.name}, minding others", judge, minds_others=OTHERS))
+    own.append(Contestant(f"{judge.name} minding others", judge, minds_others=OTHERS))
     pool = settings.pool
     if scenario.patience_s is not None:
         pool = structs.replace(pool, load_wait_s=scenario.patience_s)
