@@ -410,6 +410,12 @@ def _check_names(data: Any) -> Iterator[Finding]:
 
     for key, text in policy_problems(data.get("routing"), sorted(names)):
         yield ("routing", *key), text
+    policies = data.get("policies")
+    if isinstance(policies, dict) and "default" in policies:
+        yield (
+            ("policies", "default"),
+            "is the policy of `auto`, which is `routing`; rename this one",
+        )
     aliases = data.get("aliases")
     for alias, target in (aliases if isinstance(aliases, dict) else {}).items():
         if alias in names or alias == AUTO:

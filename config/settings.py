@@ -296,7 +296,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = PolicySettings()
     policies: Annotated[
-        dict[str, str],
+        dict[ModelName, str],
         Meta(
             description="Further policies by name, for requests for `auto:NAME`: a shipped one or "
             "a file, relative to this one when it begins with `./` or `../`. The shipped ones are "

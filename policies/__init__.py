@@ -4,6 +4,7 @@ No clock, no I/O, no await: the same input gives the same decision, always. Poli
 checked before, by `policies.policy`.
 """
 
+from policies.counterfactual import counterfactuals
 from policies.decide import Undecidable, assess, decide, unable
 from policies.policy import SHIPPED, Policy, make_policy, read_policy, shipped_policy
 from policies.words import Assessment, Candidate, Decision, Facts, Seconds, Task
@@ -19,6 +20,7 @@ __all__ = [
     "Task",
     "Undecidable",
     "assess",
+    "counterfactuals",
     "decide",
     "make_policy",
     "read_policy",

@@ -68,7 +68,7 @@ def decide(
     2. Of the others, those that failed and are not tried again yet come last, and before them
        those whose context may not be enough. Only the best such group counts; if all have failed,
        the client sees the failure of the one that it would have had.
-    3. A model of that group that waits for a tool's result goes on.
+    3. A model that waits for a tool's result goes on, unless it has failed.
     4. Else the first rule that applies narrows the group, unless nothing would be left of it. So
        does a deadline; if nobody is expected to meet it, the quickest answers.
     5. In that group, the rule's first preferred model answers; else the most worthy, where worth
@@ -103,10 +103,11 @@ def decide(
     group = [each for each in capable if doubts[each.model] == least]
     although = f" although it {_in_words(least)}: nothing better is left" if any(least) else ""
 
-    holder = next((each.model for each in group if each.holds_conversation), None)
+    holders = [each for each in capable if each.holds_conversation and not each.retry_in_s]
+    holder = holders[0].model if holders else None
     rule, notes = None, ""
     if holder and task.tool_loop:  # (3)
-        group = [each for each in group if each.model == holder]
+        group, although = holders[:1], ""
         ranking, why = [holder], "it waits for the result of its tool"
     else:
         out = {each.model: each.why_not or _in_words(doubts[each.model]) for each in assessed}

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,22 @@ def read_policy(path: Path, models: Sequence[str], name: str = "") -> Policy:
     return make_policy(name or path.stem, settings, path, models)
 
 
-def shipped_policy(name: str, models: Sequence[str]) -> Policy:
-    """Return one of `SHIPPED`. What it says of models that are not there does not count."""
-    path = SHIPPED[name]
-    return make_policy(name, read_as(path, PolicySettings, lambda _: ()), path, models)
+def shipped_policy(shipped: str, models: Sequence[str], name: str = "") -> Policy:
+    """Return one of `SHIPPED`. What it says of models that are not there does not count.
+
+    Parameters
+    ----------
+    name
+        What it is called; left out, by its own name.
+    """
+    path = SHIPPED[shipped]
+    return make_policy(name or shipped, _read_shipped(path), path, models)
+
+
+@cache
+def _read_shipped(path: Path) -> PolicySettings:
+    """Return what a file of `SHIPPED` says: it is read by every policy, and changes with none."""
+    return read_as(path, PolicySettings, lambda _: ())
 
 
 def make_policy(
@@ -171,11 +184,10 @@ def _extended(
         names = " extends ".join(f"`{each.name}`" for each in (*chain, where))
         message = f"goes in a circle: {names}; let the last one extend `balanced`"
         raise _not_extended(path, at, message)
-    is_shipped = where in SHIPPED.values()
-    found = read_as(
-        where,
-        PolicySettings,
-        lambda data: () if is_shipped else policy_problems(data, models),
+    found = (
+        _read_shipped(where)
+        if where in SHIPPED.values()
+        else read_as(where, PolicySettings, lambda data: policy_problems(data, models))
     )
     parent, files = _extended(found, where, models, (*chain, where))
     return _merged(settings, parent), files

@@ -26,10 +26,10 @@ from litestar.types import (
     Send,
 )
 
-from config import Settings
+from config import ConfigError, Settings
 from engines.pool import Pool
 from engines.protocol import Answer
-from router import VERSION, errors
+from router import VERSION, errors, explain
 from router.catalogue import Catalogue
 from router.choose import Chooser
 from router.dispatch import Dispatcher
@@ -40,14 +40,19 @@ from router.ledger import Feedback, Ledger, LedgerFailed
 from router.openapi import (
     ChatOperation,
     CompletionOperation,
+    DecisionOperation,
     FeedbackOperation,
     LoadOperation,
     ModelOperation,
     Page,
     PlainOperation,
+    ReloadOperation,
+    RollbackOperation,
+    RouteOperation,
     page_router,
 )
 from router.parse import parse_feedback
+from router.policies import NothingBefore
 from router.shutdown import Shutdown
 from router.system import describe_system
 from router.words import Endpoint
@@ -118,6 +123,7 @@ def create_app(service: Service) -> Litestar:
         tasks = [
             asyncio.create_task(service.pool.preload(), name="preload"),
             asyncio.create_task(policies.watch(), name="policies"),
+            asyncio.create_task(service.forecast.keep(), name="forecast"),
         ]
         try:
             yield
@@ -126,7 +132,7 @@ def create_app(service: Service) -> Litestar:
                 task.cancel()
             await service.pool.close()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(service.forecast.save)
+            await service.forecast.save()
             if service.ledger:
                 await asyncio.to_thread(service.ledger.close)
 
@@ -160,18 +166,81 @@ def create_app(service: Service) -> Litestar:
         """Needs `ledger.path` in the configuration; replaces what was said of it before."""
         return await _judge(service, request)
 
+    @post(
+        "/v1/route",
+        status_code=200,
+        operation_class=RouteOperation,
+        summary="Say which model would answer, and why",
+    )
+    async def route(request: Request[Any, Any, Any]) -> Response[Any]:
+        """Take the body and headers of a request as they are; load and remember nothing."""
+        return await _explain(service, request)
+
+    @get(
+        "/v1/decisions/{decision_id:str}",
+        operation_class=DecisionOperation,
+        summary="What was decided, and what came of it",
+    )
+    async def decision(
+        decision_id: Annotated[str, Parameter(description="What `x-axion-decision` says.")],
+    ) -> dict[str, Any]:
+        return await _decision(service, decision_id)
+
+    @get("/v1/policy", operation_class=PlainOperation, summary="The policies, and those before")
+    async def policy() -> dict[str, Any]:
+        return service.chooser.policies.report()
+
+    @post(
+        "/v1/policy/reload",
+        status_code=200,
+        operation_class=ReloadOperation,
+        summary="Read the policies again",
+    )
+    async def reload() -> dict[str, Any]:
+        """They are checked and tested first; when they are refused, those in use stay."""
+        policies = service.chooser.policies
+        try:
+            changed = await policies.reload()
+        except ConfigError as error:
+            raise ApiError(
+                f"The policies were not loaded, those in use stay. {error}", "policy_invalid"
+            ) from None
+        return {"changed": changed, **policies.report()}
+
+    @post(
+        "/v1/policy/rollback",
+        status_code=200,
+        operation_class=RollbackOperation,
+        summary="Go back to the policies before",
+    )
+    async def rollback() -> dict[str, Any]:
+        """Stay with them until a file changes, or until they are read again."""
+        policies = service.chooser.policies
+        try:
+            await policies.rollback()
+        except NothingBefore:
+            raise ApiError(
+                "There is no version of the policies before this one; GET /v1/policy lists those "
+                "that are kept. To change the policies, edit their files.",
+                "no_earlier_policy",
+            ) from None
+        return policies.report()
+
     @get(
         "/v1/models",
         operation_class=PlainOperation,
         summary="All models, with state and capabilities",
     )
     async def models() -> dict[str, Any]:
-        entries = service.catalogue.entries(service.pool.snapshots())
+        chosen = service.chooser.policies.chosen
+        entries = service.catalogue.entries(service.pool.snapshots(), chosen)
         return {"object": "list", "data": entries}
 
     @get("/v1/models/{model:str}", operation_class=ModelOperation, summary="One model")
     async def model(
-        model: Annotated[str, Parameter(description="A model's name, an alias, or `auto`.")],
+        model: Annotated[
+            str, Parameter(description="A model's name, an alias, `auto`, or `auto:POLICY`.")
+        ],
     ) -> dict[str, Any]:
         return _one_model(service, model)
 
@@ -236,9 +305,11 @@ def create_app(service: Service) -> Litestar:
     )
     async def system() -> dict[str, Any]:
         snapshots = service.pool.snapshots()  # here: the pool belongs to the event loop
-        return await asyncio.to_thread(
-            describe_system, service.settings, service.base, service.pool, snapshots
+        found = await asyncio.to_thread(
+            describe_system,
+            *(service.settings, service.base, service.pool, snapshots, service.forecast),
         )
+        return {**found, **service.chooser.policies.report()}
 
     @get("/", include_in_schema=False)
     async def root() -> dict[str, str]:
@@ -265,6 +336,11 @@ def create_app(service: Service) -> Litestar:
             chat_completions,
             completions,
             feedback,
+            route,
+            decision,
+            policy,
+            reload,
+            rollback,
             models,
             model,
             model_with_owner,
@@ -296,7 +372,7 @@ def create_app(service: Service) -> Litestar:
 
 
 def _one_model(service: Service, name: str) -> dict[str, Any]:
-    target = service.catalogue.resolve(name)
+    target = service.chooser.resolve(name)
     return service.catalogue.entry(target, service.pool.snapshots())
 
 
@@ -304,7 +380,7 @@ async def _move(
     service: Service, name: str, move: Callable[[str], Awaitable[None]]
 ) -> dict[str, Any]:
     """Load or unload the one model that `name` stands for, and return it as it is then."""
-    target = service.catalogue.one(name)
+    target = service.catalogue.one(name, service.chooser.policies.names)
     with service.shutdown.admit():
         async with service.shutdown.limit():
             await move(target)
@@ -371,6 +447,39 @@ async def _judge(service: Service, request: Request[Any, Any, Any]) -> Response[
         )
     answer = {"object": "feedback", "decision_id": given.decision_id, "stored": True}
     return Response(answer, media_type=MediaType.JSON)
+
+
+async def _explain(service: Service, request: Request[Any, Any, Any]) -> Response[Any]:
+    """Say what a request would get."""
+    with service.shutdown.admit():
+        try:
+            async with service.shutdown.limit():
+                body = await _body(request)
+        except _ClientLeft:
+            return Response(b"", status_code=499)
+        headers = dict(request.headers.items())
+        found = explain.dry_run(body, headers, service.chooser, service.pool.check)
+    return Response(found, media_type=MediaType.JSON)
+
+
+async def _decision(service: Service, decision_id: str) -> dict[str, Any]:
+    """Return what was decided for a request, and what came of it."""
+    try:
+        entry = await service.journal.find(decision_id)
+    except LedgerFailed:
+        raise ApiError(
+            "The ledger could not be read; the service's log says why. Ask again later.",
+            "ledger_failed",
+            retry_after_s=60,
+        ) from None
+    if entry is None:
+        raise ApiError(
+            "There is no decision of this id. Send what `x-axion-decision` of an answer says; "
+            "without ledger.path only the latest decisions are kept, and those of requests that "
+            "were refused before a model was chosen never are.",
+            "decision_not_found",
+        )
+    return explain.told(entry, service.chooser.policies)
 
 
 async def _serve(

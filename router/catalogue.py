@@ -73,7 +73,7 @@ class Catalogue:
             "model_not_found",  # `param` is null, as it is at OpenAI
         )
 
-    def one(self, name: str) -> str:
+    def one(self, name: str, policies: Sequence[str] = ()) -> str:
         """Return the one model that `name` stands for.
 
         Raises
@@ -81,8 +81,8 @@ class Catalogue:
         ApiError
             `model_not_found`, or `invalid_value` for `auto`, which is not one model.
         """
-        target = self.resolve(name)
-        if target == AUTO:
+        target = self.resolve(name, policies)
+        if target.partition(":")[0] == AUTO:
             raise ApiError(
                 "`auto` stands for all models; name one of them.", "invalid_value", param="model"
             )
@@ -104,23 +104,40 @@ class Catalogue:
             listed = self._listed[status.model] = _listed(listed.settings, self._base)
         return listed
 
-    def entries(self, statuses: list[Snapshot]) -> list[dict[str, Any]]:
-        """Return the model objects of `GET /v1/models`: `auto` first, then every model."""
-        largest = max(listed.max_model_len for listed in self._listed.values())
-        auto = {
-            **self._entry(AUTO),
-            "description": "Chooses one of the other models for each request.",
-            "max_model_len": largest,
+    def entries(
+        self, statuses: list[Snapshot], policies: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Return the model objects of `GET /v1/models`: `auto` first, then every model.
+
+        Parameters
+        ----------
+        policies
+            Those that are listed, each as `auto:NAME`.
+        """
+        autos = [AUTO, *(f"{AUTO}:{policy}" for policy in policies)]
+        return [
+            *(self._auto_entry(name) for name in autos),
+            *(self._model_entry(status) for status in statuses),
+        ]
+
+    def entry(self, name: str, snapshots: list[Snapshot]) -> dict[str, Any]:
+        """Return the object of one model, of `auto`, or of `auto:` and a policy."""
+        if name.partition(":")[0] == AUTO:
+            return self._auto_entry(name)
+        return next(self._model_entry(status) for status in snapshots if status.model == name)
+
+    def _auto_entry(self, name: str) -> dict[str, Any]:
+        policy = name.partition(":")[2]
+        return {
+            **self._entry(name),
+            "description": "Chooses one of the other models for each request"
+            + (f", by the policy {policy}." if policy else "."),
+            "max_model_len": max(listed.max_model_len for listed in self._listed.values()),
             "capabilities": {
                 "vision": any(listed.vision for listed in self._listed.values()),
                 "tools": any(listed.tools for listed in self._listed.values()),
             },
         }
-        return [auto, *(self._model_entry(status) for status in statuses)]
-
-    def entry(self, name: str, snapshots: list[Snapshot]) -> dict[str, Any]:
-        """Return the object of one model, or of `auto`."""
-        return next(entry for entry in self.entries(snapshots) if entry["id"] == name)
 
     def _model_entry(self, status: Snapshot) -> dict[str, Any]:
         listed = self.known(status)

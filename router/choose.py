@@ -22,7 +22,7 @@ from policies import (
 )
 from router.catalogue import Catalogue, Listed
 from router.classifier import Classifier
-from router.conversations import Conversations, Place
+from router.conversations import Conversations, Place, Session
 from router.describe import describe, subject
 from router.errors import ApiError
 from router.forecast import Forecast
@@ -47,8 +47,10 @@ class Choice(Struct, kw_only=True):
         What the client asked for, aliases resolved: `auto`, `auto:NAME` or a model.
     text
         What the user asks.
+    policies
+        All that were in use, by name.
     session
-        What the client calls the conversation, or "".
+        Whose conversation it is, and what they call it.
     place
         Where the conversation is, or None.
     describe_us, decide_us
@@ -61,9 +63,10 @@ class Choice(Struct, kw_only=True):
     text: str
     facts: Facts
     policy: Policy
+    policies: Mapping[str, Policy]
     candidates: list[Candidate]
     decision: Decision
-    session: str
+    session: Session
     place: Place | None
     describe_us: float
     decide_us: float
@@ -72,6 +75,15 @@ class Choice(Struct, kw_only=True):
     def is_free(self) -> bool:
         """Whether the service may choose another model."""
         return self.asked.partition(":")[0] == AUTO
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When the answer is of no use any more, in seconds from the start of the request."""
+        rules = {rule.settings.name: rule.settings for rule in self.policy.rules}
+        rule = rules.get(self.decision.rule or "")
+        of_rule = rule.deadline_s if rule else None
+        given = (self.facts.deadline_s, self.policy.deadline_s, of_rule)
+        return min((each for each in given if each is not None), default=None)
 
     def candidate(self, model: str) -> Candidate:
         """Return a model as the decision saw it."""
@@ -165,6 +177,7 @@ class Chooser:
             text=text,
             facts=facts,
             policy=chosen,
+            policies=self.policies.current,
             candidates=candidates,
             decision=decision,
             session=session,
@@ -184,15 +197,52 @@ class Chooser:
             Only models with a longer context than this, in tokens; 0 is for failures, after which
             another that is known to have failed is of no use.
         """
+        allowed = [
+            each.model
+            for each in choice.candidates
+            if each.model not in without and each.max_model_len > longer_than
+        ]
+        decision = self._among(choice, allowed, choice.facts, only_sound=not longer_than)
+        return decision.model if decision else None
+
+    def better(self, choice: Choice, than: str, tried: Sequence[str], spent_s: float) -> str | None:
+        """Return the next best model whose answer is likely to be better, or None.
+
+        None also where its answer is not expected before the deadline.
+
+        Parameters
+        ----------
+        than
+            The model that has answered.
+        tried
+            Models that could not answer.
+        spent_s
+            What the request has taken so far, in seconds.
+        """
+        fits = {each.model: each.fit for each in choice.decision.candidates}
+        allowed = [name for name, fit in fits.items() if fit > fits[than] and name not in tried]
+        left_s = None if choice.deadline_s is None else choice.deadline_s - spent_s
+        facts = structs.replace(choice.facts, deadline_s=left_s)
+        decision = self._among(choice, allowed, facts, only_sound=True)
+        if decision is None:
+            return None
+        chosen = next(each for each in decision.candidates if each.model == decision.model)
+        late = left_s is not None and chosen.predicted_seconds.total > left_s
+        return None if late else decision.model
+
+    def _among(
+        self, choice: Choice, allowed: Sequence[str], facts: Facts, *, only_sound: bool
+    ) -> Decision | None:
+        """Decide again as things are now, without what the policy's rule left out."""
         left = [
-            each
-            for each in (self._candidate(s, choice.place) for s in self._pool.snapshots())
-            if each.model not in without
-            and each.max_model_len > longer_than
-            and (longer_than or not each.retry_in_s)
+            self._candidate(each, choice.place)
+            for each in self._pool.snapshots()
+            if each.model in allowed
+            and each.model in choice.decision.ranking
+            and not (only_sound and each.retry_in_s > 0)
         ]
         try:
-            return decide(choice.task, left, choice.policy, choice.facts).model if left else None
+            return decide(choice.task, left, choice.policy, facts) if left else None
         except Undecidable:
             return None
 
@@ -268,9 +318,10 @@ def candidate(
     )
 
 
-def _session(request: Request, headers: Mapping[str, str]) -> str:
-    """Return what the client calls the conversation, or ""; two users' are never one."""
+def _session(request: Request, headers: Mapping[str, str]) -> Session:
+    """Return whose conversation it is, and what they call it."""
+    key = headers.get("authorization") or headers.get("x-api-key") or ""
     named = headers.get(SESSION_HEADER) or next(
         (request.metadata[key] for key in _SESSION_KEYS if request.metadata.get(key)), ""
     )
-    return f"{request.user}\x00{named}" if named else ""
+    return Session(owner=f"{key}\x00{request.user}", name=named)

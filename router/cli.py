@@ -72,10 +72,20 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = command("serve", _serve, "Start the service.")
     check = command("check", _check, "Say everything that is wrong with a configuration file.")
+    route = command("route", _route, "Say which model a request would get, and why; loads nothing.")
     plan = command("plan", _plan, "Say which models fit into memory, alone and together.")
     models = command("models", _models, "List the models and, if the service runs, their state.")
     text = "configuration file (default: the quickstart)"
-    serve.add_argument("--config", type=Path, default=QUICKSTART, metavar="FILE", help=text)
+    for sub in (serve, route):
+        sub.add_argument("--config", type=Path, default=QUICKSTART, metavar="FILE", help=text)
+    route.add_argument(
+        "text", metavar="TEXT", nargs="?", help="what the user asks; - reads it from standard input"
+    )
+    route.add_argument(
+        "--request", type=Path, metavar="FILE", help="the JSON body of a request, instead of TEXT"
+    )
+    route.add_argument("--policy", metavar="NAME", help="the policy to decide by")
+    route.add_argument("--json", action="store_true", help="as JSON, as POST /v1/route answers")
     for sub in (check, plan, models):
         sub.add_argument(
             "config", type=Path, default=QUICKSTART, metavar="FILE", nargs="?", help=text
@@ -166,7 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--pictures", type=Path, metavar="DIRECTORY", help="where to write a picture, as SVG"
     )
-    for sub, what in ((serve, "to listen on"), (models, "the service listens on")):
+    on = "the service listens on"
+    for sub, what in ((serve, "to listen on"), (models, on), (route, on)):
         for key in ("host", "port"):
             noun = "address" if key == "host" else key
             sub.add_argument(
@@ -215,6 +226,7 @@ def _base(options: argparse.Namespace) -> Path:
 
 def _serve(options: argparse.Namespace) -> int:
     settings = _read_with_files(options, needed=True)
+    _passed_tests(options, settings)
 
     from router.serve import run_checked  # the web stack takes a while; `check` does not need it
 
@@ -276,7 +288,47 @@ def _problem_of_ledger(ledger: LedgerSettings, base: Path) -> str | None:
 def _check(options: argparse.Namespace) -> int:
     settings = _read_with_files(options)
     names = ", ".join(model.name for model in settings.models)
-    sys.stdout.write(f"{options.config} is sound: {len(settings.models)} models ({names}).\n")
+    passed = _passed_tests(options, settings)
+    tests = f"; {passed} test{'s' * (passed != 1)} of its policies passed" if passed else ""
+    sys.stdout.write(
+        f"{options.config} is sound: {len(settings.models)} models ({names}){tests}.\n"
+    )
+    return 0
+
+
+def _passed_tests(options: argparse.Namespace, settings: Settings) -> int:
+    """Return how many tests the policies have; ConfigError if one fails or a policy is broken."""
+    from router.catalogue import Catalogue
+    from router.classifier import in_use
+    from router.serve import make_policies
+
+    base = _base(options)
+    classifier = in_use(settings.classifier, base)
+    policies = make_policies(
+        settings, options.config.resolve(), Catalogue(settings, base), classifier
+    )
+    return policies.tested
+
+
+def _route(options: argparse.Namespace) -> int:
+    from router import route
+
+    settings = _read(options)
+    try:
+        body = route.body(options.text, options.request)
+        found = route.ask(settings, body, options.policy)
+        if found is None:
+            here = url(settings.server.host, settings.server.port)
+            sys.stderr.write(
+                f"axion: nothing listens on {here}; as it would be after a start, with every model "
+                "cold:\n"
+            )
+            found = route.offline(settings, options.config.resolve(), body, options.policy)
+    except route.NoAnswer as error:
+        sys.stderr.write(f"axion: {error}\n")
+        return 1
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n" if options.json else None
+    sys.stdout.write(text or route.shown(found))
     return 0
 
 

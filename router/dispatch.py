@@ -11,11 +11,12 @@ from msgspec import Struct
 
 from engines.pool import Pool
 from engines.protocol import Answer, EngineFailed, Refused, Reply, Stream
-from engines.words import Ticket, Unavailable
+from engines.words import Snapshot, Ticket, Unavailable
 from policies import Candidate
 from router.choose import Choice, Chooser
 from router.conversations import Conversations, Place
 from router.errors import translate
+from router.escalation import exam_of
 from router.forecast import Forecast
 from router.journal import Journal, Record
 from router.ledger import Usage
@@ -29,6 +30,10 @@ QUIET_S = 0.25
 
 COMMENT_S = 3.0
 """Seconds between two comments."""
+
+
+READER_SHARE = 0.2
+"""Of the time of a stream that its reader may take, else it says nothing of the model's speed."""
 
 
 class _Counted(Struct):
@@ -115,7 +120,7 @@ class Dispatcher:
         story = _Story(record, body, choice, caller)
 
         held = contextlib.AsyncExitStack()
-        work = asyncio.create_task(self._begin(story, held))
+        work = asyncio.create_task(self._answer(story, held))
         resources.push_async_callback(_end, work, held)
         if request.stream:
             await asyncio.wait({work}, timeout=QUIET_S)
@@ -128,6 +133,42 @@ class Dispatcher:
             return self._stream(record, reply, resources)
         return reply
 
+    async def _answer(
+        self, story: "_Story", held: contextlib.AsyncExitStack
+    ) -> Answer | AsyncGenerator[bytes, None]:
+        """Return what `_begin` does, or a better model's answer where that is not good enough."""
+        record, body = story.record, story.body
+        exam = exam_of(story.choice, body)
+        if exam is None:
+            return await self._begin(story, held)
+        story.body = exam.question(body)
+        first = await self._begin(story, held)
+        assert isinstance(first, Answer)  # noqa: S101 - streams are not examined
+        doubt = exam.doubt(first.body)
+        first = Answer(exam.reply(first.body))
+        if doubt is None:
+            return first
+        spent_s = time.monotonic() - record.began
+        better = self._chooser.better(story.choice, record.model, story.tried, spent_s)
+        record.reason += f"; unsure ({doubt})"
+        if better is None:
+            record.reason += ", but no better model can answer in time"
+            return first
+        await held.aclose()  # else two models would be held at a time
+        record.reason += f" -> {better}"
+        answered, usage = record.model, record.usage
+        story.turn_to(better, story.choice.deadline_s)
+        story.body = body
+        try:
+            second = await self._attempt(story, held)
+        except (Refused, EngineFailed, Unavailable) as failure:
+            record.reason += f"; {better} {_clause(failure)}: the first answer is given"
+            record.model, record.usage = answered, usage
+            await held.aclose()
+            return first
+        record.escalated_from, record.escalated_usage = answered, usage
+        return second
+
     async def _begin(
         self, story: "_Story", held: contextlib.AsyncExitStack
     ) -> Answer | AsyncGenerator[bytes, None]:
@@ -139,17 +180,7 @@ class Dispatcher:
         first_failure: EngineFailed | Unavailable | None = None
         while True:
             try:
-                engine = await held.enter_async_context(self._pool.lease(story.ticket))
-                timing = self._timing(story)
-                reply = await engine.generate(record.endpoint, story.body, record.id)
-                if isinstance(reply, Answer):
-                    record.usage = _usage(reply.body)
-                    timing.whole(record.usage)
-                    return reply
-                held.push_async_callback(reply.events.aclose)
-                events = timing.watch(await anext(reply.events), reply.events)
-                held.push_async_callback(events.aclose)
-                return events
+                return await self._attempt(story, held)
             except Refused as refused:
                 if refused.code != "context_length_exceeded":
                     raise
@@ -158,15 +189,34 @@ class Dispatcher:
                     raise story.too_long(refused) from None
                 why = "counted more than its context"
             except (EngineFailed, Unavailable) as failure:
-                spent = len(story.tried) >= story.choice.policy.fallbacks
-                next_model = None if spent or not _mends(failure) else self._next(story)
+                next_model = self._next(story) if story.may_turn(failure) else None
                 first_failure = first_failure or failure
                 if next_model is None:
                     raise first_failure from None  # of the model that should have answered
-                why = "failed" if isinstance(failure, EngineFailed) else _CLAUSES[failure.code]
+                why = _clause(failure)
             await held.aclose()  # else two models would be held at a time
             record.reason += f"; {record.model} {why} -> {next_model}"
             story.turn_to(next_model)
+
+    async def _attempt(
+        self, story: "_Story", held: contextlib.AsyncExitStack
+    ) -> Answer | AsyncGenerator[bytes, None]:
+        """Return what the story's model answers; a stream's first event is there."""
+        record = story.record
+        record.attempts += 1
+        engine = await held.enter_async_context(self._pool.lease(story.ticket))
+        timing = self._timing(story)
+        reply = await engine.generate(record.endpoint, story.body, record.id)
+        if isinstance(reply, Answer):
+            record.usage = _usage(reply.body)
+            timing.whole(record.usage)
+            self._note(story)
+            return reply
+        held.push_async_callback(reply.events.aclose)
+        events = timing.watch(await anext(reply.events), reply.events)
+        held.push_async_callback(events.aclose)
+        self._note(story)
+        return events
 
     def _next(self, story: "_Story", longer_than: int = 0) -> str | None:
         """Return the next model for a request whose model could not answer it, or None.
@@ -180,11 +230,17 @@ class Dispatcher:
 
     def _timing(self, story: "_Story") -> "_Timing":
         """Return what measures the answer that begins now."""
-        choice, model = story.choice, story.record.model
-        status = next(each for each in self._pool.snapshots() if each.model == model)
-        place = Place(model, choice.task.prompt_tokens, status.loads)
+        return _Timing(self._forecast, story, self._status(story).running - 1)
+
+    def _note(self, story: "_Story") -> None:
+        """Remember that the story's model has the conversation."""
+        choice = story.choice
+        place = Place(story.record.model, choice.task.prompt_tokens, self._status(story).loads)
         self._conversations.note(choice.session, choice.request.turns, place)
-        return _Timing(self._forecast, story, status.running - 1)
+
+    def _status(self, story: "_Story") -> Snapshot:
+        model = story.record.model
+        return next(each for each in self._pool.snapshots() if each.model == model)
 
     async def _company(
         self, story: "_Story", work: "asyncio.Task[Answer | AsyncGenerator[bytes, None]]"
@@ -258,17 +314,30 @@ class _Story:
         """The model that answers, as the decision saw it."""
         return self.choice.candidate(self.record.model)
 
-    def turn_to(self, model: str) -> None:
-        """Have another model answer."""
+    def may_turn(self, failure: EngineFailed | Unavailable) -> bool:
+        """Return whether another model may be tried instead of the one that failed.
+
+        A tool loop waits for its model where that is only busy; its client gets the error, and
+        asks again.
+        """
+        if len(self.tried) >= self.choice.policy.fallbacks:
+            return False
+        if isinstance(failure, EngineFailed):
+            return True
+        is_loop = self.choice.task.tool_loop and self.candidate.holds_conversation
+        return failure.code in (_CLAUSES.keys() - _BUSY if is_loop else _CLAUSES)
+
+    def turn_to(self, model: str, deadline_s: float | None = None) -> None:
+        """Have another model answer, by a deadline of `deadline_s` after the request began."""
         self.tried.append(self.record.model)
         self.record.model = model
-        self.ticket = self._new_ticket()
+        self.ticket = self._new_ticket(deadline_s)
 
-    def _new_ticket(self) -> Ticket:
+    def _new_ticket(self, deadline_s: float | None = None) -> Ticket:
         request = self.choice.request
-        deadline = None
-        if request.deadline_ms is not None:
-            deadline = self.record.began + request.deadline_ms / 1000
+        if deadline_s is None and request.deadline_ms is not None:
+            deadline_s = request.deadline_ms / 1000
+        deadline = None if deadline_s is None else self.record.began + deadline_s
         return Ticket(
             self.record.model, group=self._group, priority=request.priority, deadline=deadline
         )
@@ -319,13 +388,17 @@ class _Timing:
         model, first_at = self._record.model, time.monotonic()
         self._forecast.read(model, self._unread, first_at - self._began)
         yield first
-        count = 0
+        count, reader_s = 0, 0.0
         async for event in events:
             count += 1
+            given_at = time.monotonic()
             yield event
+            reader_s += time.monotonic() - given_at
         tokens = max(count - 2, 0)  # the first says who speaks, the last two how it ended
         self._record.usage = Usage(self._prompt_tokens, tokens)
-        self._forecast.wrote(model, self._others, tokens, time.monotonic() - first_at)
+        seconds = time.monotonic() - first_at
+        if reader_s < READER_SHARE * seconds:
+            self._forecast.wrote(model, self._others, tokens, seconds)
 
 
 _CLAUSES = {
@@ -338,6 +411,13 @@ _CLAUSES = {
 """Why another model answers instead, by the code of what stood in the way."""
 
 
-def _mends(failure: EngineFailed | Unavailable) -> bool:
-    """Return whether another model may do better."""
-    return isinstance(failure, EngineFailed) or failure.code in _CLAUSES
+_BUSY = {"queue_full", "queue_timeout"}
+
+
+def _clause(failure: Refused | EngineFailed | Unavailable) -> str:
+    """Return what a model did instead of answering."""
+    if isinstance(failure, Refused):
+        return "refused the request"
+    if isinstance(failure, EngineFailed):
+        return "failed"
+    return _CLAUSES.get(failure.code, "could not begin in time")

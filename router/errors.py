@@ -72,10 +72,19 @@ CODES: dict[str, Code] = {
         404,
         _CLIENT,
         "There is no decision of this id. Send what `x-axion-decision` of an answer says; "
-        "decisions are kept for `ledger.keep_days`.",
+        "without `ledger.path` only the latest 1,000 are kept, else all for `ledger.keep_days`.",
     ),
     "feedback_off": Code(
         404, _CLIENT, "No decisions are kept here. Set `ledger.path` in the configuration."
+    ),
+    "policy_invalid": Code(
+        400,
+        _CLIENT,
+        "The policies cannot be used as their files are; the message has each problem with its "
+        "line. Those in use stay. Mend the file, and reload again.",
+    ),
+    "no_earlier_policy": Code(
+        409, _CLIENT, "There is no earlier version of the policies to go back to."
     ),
     "policy_not_found": Code(
         404, _CLIENT, "There is no policy of that name; the message lists those there are."
@@ -121,7 +130,7 @@ CODES: dict[str, Code] = {
         503, _SERVER, "The model does not fit into `pool.memory_budget_gb` beside what is busy."
     ),
     "ledger_failed": Code(
-        503, _SERVER, "The feedback could not be written; the log says why. Try again later."
+        503, _SERVER, "The ledger could not be used; the log says why. Try again later."
     ),
     "shutting_down": Code(
         503,

@@ -4,9 +4,10 @@ Kept in a small file of numbers across restarts, so that the first decision afte
 as the last before it.
 """
 
-import contextlib
+import asyncio
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,9 @@ log = logging.getLogger("axion.forecast")
 
 WEIGHT = 0.2
 """Of the newest answer in a running mean; the first ones weigh more."""
+
+SAVE_S = 300.0
+"""Seconds between two writings of the file: a service that is killed loses no more."""
 
 TOKENS_MIN = 4
 """Shorter answers, and prompts ten times as long, say nothing about speed."""
@@ -57,6 +61,12 @@ class Speed(Struct):
     decode: dict[int, Mean] = {}
     error: Mean | None = None
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be divided by."""
+        speeds = [self.prefill, *self.decode.values()]
+        return all(mean.value > 0 for mean in speeds if mean)
+
 
 class Forecast:
     """What is known of every model's speed.
@@ -72,10 +82,9 @@ class Forecast:
     def __init__(self, models: Iterable[ModelSettings], path: Path | None = None) -> None:
         self._keys = {model.name: _key(model) for model in models}
         self._path = path
-        self._speeds: dict[str, Speed] = {}
-        if path is not None:
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                self._speeds = msgspec.json.decode(path.read_bytes(), type=dict[str, Speed])
+        self._speeds = self._kept()
+        self._changed: set[str] = set()
+        self._writing = threading.Lock()
 
     def prefill_tokens_per_s(self, model: str, footprint_bytes: int) -> float:
         """Return how fast `model` reads a prompt."""
@@ -94,6 +103,10 @@ class Forecast:
         """Return by what share predictions were off lately, or None before the first."""
         known = self._speed(model).error
         return known.value if known else None
+
+    def known(self, model: str) -> Speed:
+        """Return what was measured of a model, to look at."""
+        return self._speed(model)
 
     def read(self, model: str, tokens: int, seconds: float) -> None:
         """Note that a prompt of `tokens` was read in `seconds`."""
@@ -116,23 +129,57 @@ class Forecast:
             speed.error = speed.error or Mean(0.0)
             speed.error.add(abs(predicted_s / measured_s - 1))
 
-    def save(self) -> None:
-        """Write what is known; a disk that refuses is no reason to fail."""
-        if self._path is None or not self._speeds:
+    async def keep(self) -> None:
+        """Save every few minutes, off the event loop. Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(SAVE_S)
+            await self.save()
+
+    async def save(self) -> None:
+        """Write what is new; a disk that refuses is no reason to fail."""
+        if self._path is None or not self._changed:
             return
+        changed, self._changed = self._changed, set()
+        own = msgspec.json.encode({key: self._speeds[key] for key in changed})
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            new.write_bytes(msgspec.json.encode(self._speeds))
-            new.replace(self._path)
-        except OSError as error:
-            log.warning("%s: cannot be written (%s); speeds are measured anew", self._path, error)
+            await asyncio.to_thread(self._write, self._path, own)
+        except asyncio.CancelledError:  # the process may end before that is written
+            self._changed |= changed
+            raise
+
+    def _write(self, path: Path, own: bytes) -> None:
+        """Write `own` speeds into the file, beside those that other services measured."""
+        with self._writing:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                whole = {**self._kept(), **msgspec.json.decode(own, type=dict[str, Speed])}
+                new = path.with_name(f"{path.name}.{os.getpid()}")
+                new.write_bytes(msgspec.json.encode(whole))
+                new.replace(path)
+            except OSError as error:
+                log.warning("%s: cannot be written (%s); speeds are measured anew", path, error)
+
+    def _kept(self) -> dict[str, Speed]:
+        """Return what the file says; what is damaged is measured anew."""
+        if self._path is None:
+            return {}
+        try:
+            kept = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Speed])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            log.warning("%s: cannot be read (%s); speeds are measured anew", self._path, error)
+            return {}
+        return {key: speed for key, speed in kept.items() if speed.is_sound}
 
     def _speed(self, model: str) -> Speed:
         return self._speeds.get(self._keys[model], _UNKNOWN)
 
     def _own(self, model: str) -> Speed:
-        return self._speeds.setdefault(self._keys[model], Speed())
+        """Return the speed of a model, to be changed."""
+        key = self._keys[model]
+        self._changed.add(key)
+        return self._speeds.setdefault(key, Speed())
 
 
 _UNKNOWN = Speed()

@@ -32,7 +32,11 @@ class Record(Struct, kw_only=True):
     parse_us
         What reading the body took, in microseconds.
     usage
-        What the engine counted, where that is known.
+        What the engine counted of the answer, where that is known.
+    attempts
+        How many times a model was asked.
+    escalated_from, escalated_usage
+        The model whose answer was not good enough, and what it took.
     """
 
     id: str
@@ -44,6 +48,9 @@ class Record(Struct, kw_only=True):
     choice: Choice | None = None
     parse_us: float = 0.0
     usage: Usage | None = None
+    attempts: int = 0
+    escalated_from: str | None = None
+    escalated_usage: Usage | None = None
     outcome: str = "running"
 
     def headers(self) -> dict[str, str]:
@@ -72,17 +79,20 @@ class Journal:
     def __init__(self, forecast: Forecast, ledger: Ledger | None) -> None:
         self._forecast = forecast
         self._ledger = ledger
+        self._running: dict[str, Record] = {}
         self._latest: OrderedDict[str, Entry] = OrderedDict()
 
-    @staticmethod
-    def open(endpoint: Endpoint) -> Record:
-        """Begin the story of a request."""
-        return Record(id=new_id(), endpoint=endpoint, began=time.monotonic())
+    def open(self, endpoint: Endpoint) -> Record:
+        """Begin the story of a request; whoever does must close it."""
+        record = Record(id=new_id(), endpoint=endpoint, began=time.monotonic())
+        self._running[record.id] = record
+        return record
 
     def close(self, record: Record, outcome: str) -> None:
         """End the story. The first call counts."""
         if record.outcome != "running":
             return
+        self._running.pop(record.id, None)
         record.outcome = outcome
         seconds = time.monotonic() - record.began
         log.info(
@@ -101,14 +111,25 @@ class Journal:
         self._latest[entry.id] = entry
         if len(self._latest) > LATEST_MAX:
             self._latest.popitem(last=False)
-        if outcome == "ok" and record.model == record.choice.decision.model:
+        if outcome == "ok" and record.attempts == 1:  # no time went to others
             predicted = record.choice.assessment(record.model).predicted_seconds.total
             self._forecast.took(record.model, predicted, seconds)
         if self._ledger is not None:
             self._ledger.record(entry)
 
     async def find(self, decision_id: str) -> Entry | None:
-        """Return a decision that is over, or None when none of that id is known."""
+        """Return a decision, or None when none of that id is known.
+
+        That of a request which still runs has the outcome `running`, and what is known so far.
+
+        Raises
+        ------
+        LedgerFailed
+        """
+        record = self._running.get(decision_id)
+        if record is not None and record.choice is not None:
+            seconds = time.monotonic() - record.began
+            return entry_of(record, record.choice, seconds, keeps_text=False)
         if entry := self._latest.get(decision_id):
             return entry
         return await self._ledger.decision(decision_id) if self._ledger else None
@@ -145,15 +166,17 @@ def entry_of(record: Record, choice: Choice, seconds: float, *, keeps_text: bool
         outcome=record.outcome,
         seconds=round(seconds, 3),
         usage=record.usage,
+        escalated_from=record.escalated_from,
+        escalated_usage=record.escalated_usage,
         text=choice.text if keeps_text else None,
     )
 
 
 def explanation(entry: Entry, counterfactual: list[str]) -> dict[str, Any]:
-    """Return a decision as the API shows it; a dry run has no outcome."""
+    """Return a decision as the API shows it; a dry run has neither an id nor an outcome."""
     task: dict[str, Any] = msgspec.to_builtins(entry.task)
     said = {
-        "decision_id": entry.id,
+        "decision_id": entry.id or None,
         "model": entry.model,
         "asked": entry.asked,
         "policy": {"name": entry.policy, "version": entry.version},
@@ -165,11 +188,12 @@ def explanation(entry: Entry, counterfactual: list[str]) -> dict[str, Any]:
         "counterfactual": counterfactual,
         "elapsed_us": entry.elapsed_us,
     }
-    if entry.outcome != "running":
+    if entry.id:
         said["measured"] = {
             "outcome": entry.outcome,
             "seconds": entry.seconds,
             "tokens": msgspec.to_builtins(entry.usage),
+            "escalated_from": entry.escalated_from,
             "at": entry.at,
         }
     return said

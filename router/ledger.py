@@ -112,7 +112,10 @@ class Entry(Struct, frozen=True, kw_only=True):
     seconds
         From the first byte of the request to the end of the answer.
     usage
-        What the engine counted; of a stream, the estimate of the prompt and its events.
+        Of the answer that was given, as the engine counted; of a stream, the estimate of the prompt
+        and its events.
+    escalated_from, escalated_usage
+        The model whose answer was not good enough, and what it took; None where there was none.
     text
         What the classifier read; None unless `ledger.keep_text`.
     """
@@ -135,6 +138,8 @@ class Entry(Struct, frozen=True, kw_only=True):
     outcome: str
     seconds: float
     usage: Usage | None = None
+    escalated_from: str | None = None
+    escalated_usage: Usage | None = None
     text: str | None = None
 
 

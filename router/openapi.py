@@ -53,6 +53,12 @@ def _chat_body() -> RequestBody:
     )
 
 
+def _route_body() -> RequestBody:
+    return _body(
+        [], messages=Schema(type=OpenAPIType.ARRAY), prompt=Schema(type=OpenAPIType.STRING)
+    )
+
+
 def _completion_body() -> RequestBody:
     return _body(["prompt"], prompt=Schema(type=OpenAPIType.STRING), max_tokens=_MAX)
 
@@ -154,6 +160,8 @@ _ELSEWHERE = (
     "decision_not_found",
     "feedback_off",
     "ledger_failed",
+    "policy_invalid",
+    "no_earlier_policy",
 )
 """What no request for an answer gets."""
 
@@ -179,6 +187,46 @@ class CompletionOperation(_GeneratingOperation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.request_body = _completion_body()
+
+
+@dataclass
+class RouteOperation(_Operation):
+    """`POST /v1/route`: what a request is refused for before a model is waited for."""
+
+    codes = (
+        *(name for name in CODES if CODES[name].status == 400 and name not in _ELSEWHERE),
+        "model_not_found",
+        "policy_not_found",
+        "request_timeout",
+        "request_too_large",
+        "internal_error",
+        "shutting_down",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.request_body = _route_body()
+
+
+@dataclass
+class DecisionOperation(_Operation):
+    """`GET /v1/decisions/{decision_id}`."""
+
+    codes = ("decision_not_found", "internal_error", "ledger_failed")
+
+
+@dataclass
+class ReloadOperation(_Operation):
+    """`POST /v1/policy/reload`."""
+
+    codes = ("policy_invalid", "internal_error")
+
+
+@dataclass
+class RollbackOperation(_Operation):
+    """`POST /v1/policy/rollback`."""
+
+    codes = ("no_earlier_policy", "internal_error")
 
 
 @dataclass

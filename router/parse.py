@@ -1,9 +1,11 @@
 """From the bytes of a body to a request in our own words. Strict, and exact about what is wrong."""
 
+import contextlib
 import re
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from router.body import (
     ANSWERS_MAX,
@@ -42,6 +44,23 @@ def parse(endpoint: Endpoint, body: bytes) -> Request:
     if endpoint == "chat":
         return _from_chat(_decoded(_chat, body))
     return _from_completion(_decoded(_completion, body))
+
+
+class _Kind(Struct):
+    prompt: Raw | UnsetType = UNSET
+    messages: Raw | UnsetType = UNSET
+
+
+_kind = msgspec.json.Decoder(_Kind)
+
+
+def endpoint_of(body: bytes) -> Endpoint:
+    """Return which endpoint a body is for: completions if it has `prompt` and no `messages`."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        kind = _kind.decode(body)
+        if kind.messages is UNSET and kind.prompt is not UNSET:
+            return "completions"
+    return "chat"  # where what is wrong with it is said
 
 
 def parse_feedback(body: bytes) -> FeedbackBody:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 
@@ -17,7 +18,7 @@ from config import Settings, read
 from engines.fetch import fetch
 from engines.load import EngineLoader
 from engines.memory import GIB, budget_bytes
-from engines.plan import make_plan
+from engines.plan import Plan, make_plan
 from engines.pool import Loader, Pool
 from engines.quickstart import cache_directory
 from engines.sources import SourceError, is_local
@@ -26,7 +27,7 @@ from router.address import CannotListen, listening, url
 from router.app import Service, create_app
 from router.catalogue import Catalogue
 from router.choose import Chooser
-from router.classifier import DamagedWeights, in_use
+from router.classifier import Classifier, DamagedWeights, in_use
 from router.conversations import Conversations
 from router.dispatch import Dispatcher
 from router.forecast import Forecast
@@ -74,8 +75,7 @@ def build(
     base = config.parent
     catalogue = Catalogue(settings, base)
     classifier = in_use(settings.classifier, base)
-    test = partial(failing, catalogue=catalogue, classifier=classifier)
-    policies = Policies(settings, config, read_configuration, test)
+    policies = make_policies(settings, config, catalogue, classifier)
     budget = budget_bytes(settings.pool.memory_budget_gb)
     pool = Pool(settings.models, settings.pool, loader, budget, footprints=footprints)
     shutdown = Shutdown()
@@ -97,6 +97,43 @@ def build(
         shutdown=shutdown,
         ledger=ledger,
     )
+
+
+def build_offline(settings: Settings, config: Path, speeds: Path | None = None) -> Chooser:
+    """Return what chooses for a service that does not run: every model is cold, none can be loaded.
+
+    Raises
+    ------
+    ConfigError, DamagedWeights
+        As `build`.
+    """
+    base = config.parent
+    tokens.warm()
+    catalogue = Catalogue(settings, base)
+    classifier = in_use(settings.classifier, base)
+    pool = Pool(
+        settings.models,
+        settings.pool,
+        cast("Loader", None),  # nothing is ever asked of it
+        budget_bytes(settings.pool.memory_budget_gb),
+        footprints=_footprints(make_plan(settings, base)),
+    )
+    return Chooser(
+        catalogue,
+        classifier,
+        pool,
+        make_policies(settings, config, catalogue, classifier),
+        Forecast(settings.models, speeds),
+        Conversations(),
+    )
+
+
+def make_policies(
+    settings: Settings, config: Path, catalogue: Catalogue, classifier: Classifier
+) -> Policies:
+    """Return the policies of a configuration, each tested. Raises ConfigError."""
+    test = partial(failing, catalogue=catalogue, classifier=classifier)
+    return Policies(settings, config, read_configuration, test)
 
 
 def read_configuration(path: Path) -> Settings:
@@ -133,7 +170,7 @@ def serve(settings: Settings, config: Path) -> None:
         loader = EngineLoader(settings, base)
         tokens.warm()
         try:
-            service = build(settings, config, loader, footprints, cache_directory() / "speeds.json")
+            service = build(settings, config, loader, footprints, speeds_file())
         except (DamagedWeights, BadLedger) as error:
             raise CannotStart(str(error)) from None
         web = uvicorn.Config(
@@ -148,11 +185,14 @@ def serve(settings: Settings, config: Path) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # uvicorn raises the signal again after its clean stop; the stop was what it asked for.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        # The usual wish for a new look at the configuration.
-        signal.signal(signal.SIGHUP, lambda *_: service.chooser.policies.try_reload())
         with contextlib.suppress(KeyboardInterrupt):
             _Server(web, service).run(sockets=[listener])
     log.info("stopped")
+
+
+def speeds_file() -> Path:
+    """Return the file that keeps what is known of the models' speed across starts."""
+    return cache_directory() / "speeds.json"
 
 
 class _Server(uvicorn.Server):
@@ -162,9 +202,15 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._settings = service.settings
         self._shutdown = service.shutdown
+        self._policies = service.chooser.policies
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if not os.isatty(0):
+            # A service manager's wish for a new look at the configuration. At a terminal it means
+            # that the terminal is gone, and the service with it.
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, self._policies.reload_soon)
         if self.started and sockets:
             sys.stdout.write(greeting(self._settings, sockets[0].getsockname()[1]))
             sys.stdout.flush()
@@ -224,6 +270,10 @@ def _check_memory(settings: Settings, base: Path) -> dict[str, int]:
             plan.room.budget_bytes / GIB,
             plan.room.bytes / GIB,
         )
+    return _footprints(plan)
+
+
+def _footprints(plan: Plan) -> dict[str, int]:
     return {each.model: each.need.total_bytes for each in plan.models if each.need}
 
 

@@ -14,10 +14,15 @@ from engines.pool import Pool
 from engines.sources import local_directory
 from engines.words import Snapshot
 from router import VERSION
+from router.forecast import Forecast, Mean, Speed
 
 
 def describe_system(
-    settings: Settings, base: Path, pool: Pool, snapshots: list[Snapshot]
+    settings: Settings,
+    base: Path,
+    pool: Pool,
+    snapshots: list[Snapshot],
+    forecast: Forecast,
 ) -> dict[str, Any]:
     """Return the machine and the engines as they are now. Loads nothing; blocks for milliseconds.
 
@@ -44,8 +49,24 @@ def describe_system(
             _engine(models[snapshot.model], base, snapshot, pool, processor)
             for snapshot in snapshots
         ],
+        "forecast": {model.name: _speed(forecast.known(model.name)) for model in settings.models},
         "plan": _plan(make_plan(settings, base, budget=pool.budget_bytes)),
     }
+
+
+def _speed(known: Speed) -> dict[str, Any]:
+    """Return what was measured of a model's speed; nothing of one that has not answered yet."""
+    return {
+        "prefill_tokens_per_s": _rounded(known.prefill),
+        "decode_tokens_per_s": {
+            str(at_once): _rounded(mean) for at_once, mean in sorted(known.decode.copy().items())
+        },
+        "error": _rounded(known.error),
+    }
+
+
+def _rounded(mean: Mean | None) -> float | None:
+    return round(mean.value, 3) if mean else None
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from config import Problem
+from config import Problem, line_of
+from config.names import KeyPath
 from config.policy import PolicyTestSettings
 from policies import Candidate, Facts, Policy, Undecidable, decide
 from router.catalogue import Catalogue
@@ -22,13 +23,26 @@ LOAD_S = 10.0
 """How long a model that is not in memory takes to load."""
 
 
-def failing(policy: Policy, catalogue: Catalogue, classifier: Classifier) -> list[Problem]:
-    """Return a problem for each test of `policy` that fails."""
-    found = []
-    for index, test in enumerate(policy.tests):
-        if wrong := _wrong(test, policy, catalogue, classifier):
-            found.append(Problem(f"tests[{index}]", wrong))
-    return found
+def failing(
+    policy: Policy, catalogue: Catalogue, classifier: Classifier, at: KeyPath = ()
+) -> list[Problem]:
+    """Return a problem for each test of `policy` that fails.
+
+    Parameters
+    ----------
+    at
+        The key of the policy in its file, if it is not the whole of it.
+    """
+    file = policy.files[0]  # tests are not taken from what it extends
+    return [
+        Problem(
+            ".".join((*map(str, at), f"tests[{index}]")),
+            wrong,
+            line_of(file, (*at, "tests", index)),
+        )
+        for index, test in enumerate(policy.tests)
+        if (wrong := _wrong(test, policy, catalogue, classifier))
+    ]
 
 
 def _wrong(

@@ -31,6 +31,7 @@ class RunningService:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,

@@ -20,7 +20,8 @@ STRUCTS = [
 @cache
 def attributes_read() -> set[str]:
     """Return every attribute name that the code outside `config` reads."""
-    return {
+    # A fit is read by the label of a request's task.
+    return set(policy.TASKS) | {
         node.attr
         for package in ("policies", "engines", "router")
         for path in (ROOT / package).rglob("*.py")

@@ -165,6 +165,8 @@ WORDS = ["refund", "c++", "pull request", "Contraseña", "straße", "node.js", "
         ({"keywords": WORDS}, {"text": "in C++, please"}, "keywords match"),
         ({"keywords": WORDS}, {"text": "in C, please"}, None),
         ({"keywords": WORDS}, {"text": "in objc++"}, None),
+        ({"keywords": WORDS}, {"text": "c, objc++"}, None),
+        ({"keywords": WORDS}, {"text": "request: pull requests"}, None),
         ({"keywords": WORDS}, {"text": "open a pull\n  request"}, "keywords match"),
         ({"keywords": WORDS}, {"text": "request a pull"}, None),
         ({"keywords": WORDS}, {"text": "pull requests"}, None),
@@ -177,7 +179,7 @@ WORDS = ["refund", "c++", "pull request", "Contraseña", "straße", "node.js", "
         ({"keywords": WORDS}, {"text": "node and js"}, None),
         ({"keywords": WORDS}, {"text": "party 🎉"}, "keywords match"),
         ({"keywords": ["api"]}, {"text": "What is the capital of France?"}, None),
-        ({"keywords": ["\u0301"]}, {"text": "anything"}, None),  # nothing is left of it
+        ({"keywords": ["\u0301"]}, {"text": "anything, else"}, None),  # nothing is left of it
         ({"keywords": WORDS}, {"text": ""}, None),
         ({"regex": r"JIRA-\d+"}, {"text": "see JIRA-12"}, "regex match"),
         ({"regex": r"JIRA-\d+"}, {"text": "see jira-12"}, None),
@@ -595,6 +597,19 @@ def test_a_model_that_waits_for_its_tool_goes_on_whatever_rules_and_deadline_say
     assert (goes_on.rule, goes_on.loads) == (None, None)
     assert goes_on.ranking == ("holder", "other")
     assert decide(task(tools=1), candidates, hasty).model == "other"
+
+
+def test_a_model_that_waits_for_its_tool_goes_on_though_its_context_may_become_too_short():
+    candidates = [
+        model("other", 99_999, tools=True),
+        model("holder", 4_000, tools=True, holds_conversation=True),
+    ]
+
+    decision = decide(task(tools=1, tool_loop=True, prompt_tokens=3_500), candidates, policy())
+
+    assert decision.reason == "it waits for the result of its tool -> holder"
+    asks_anew = task(tools=1, prompt_tokens=3_500)
+    assert decide(asks_anew, candidates, policy()).model == "other"
 
 
 def test_a_model_that_waits_for_its_tool_and_is_broken_is_replaced():

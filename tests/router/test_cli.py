@@ -74,7 +74,7 @@ def test_check_is_quick_because_it_does_not_import_vllm():
             "-c",
             "import sys; from router.cli import main; "
             f"main(['check', {str(QUICKSTART)!r}]); "
-            "print([name for name in ('vllm', 'torch', 'litestar') if name in sys.modules])",
+            "print([name for name in ('vllm', 'torch', 'sklearn') if name in sys.modules])",
         ],
         capture_output=True,
         text=True,
