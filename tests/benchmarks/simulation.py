@@ -1,8 +1,8 @@
 """What a simulated request costs: `python -m tests.benchmarks.simulation`.
 
 Machine after machine, each with its own thousand requests at the middle load of the shipped
-scenario and room for three of its four models; the measures of all go into one. Seconds are those of
-the processor, so that other work on it does not count.
+scenario and room for three of its four models; the measures of all go into one. Seconds are those
+of the processor, so that other work on it does not count.
 """
 
 import argparse
