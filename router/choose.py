@@ -20,7 +20,7 @@ from policies import (
     decide,
     unable,
 )
-from router.catalogue import Catalogue
+from router.catalogue import Catalogue, Listed
 from router.classifier import Classifier
 from router.conversations import Conversations, Place, Session
 from router.describe import describe, subject
@@ -265,8 +265,8 @@ class Chooser:
         policy: Policy,
     ) -> Decision:
         """Return the decision for a model that the client names: it is never replaced."""
-        candidate = next(each for each in candidates if each.model == asked)
-        if refusal := unable(task, candidate):
+        named = next(each for each in candidates if each.model == asked)
+        if refusal := unable(task, named):
             raise refusal
         via = "named by the client" if request.model == asked else f"alias {request.model}"
         return Decision(
@@ -279,27 +279,43 @@ class Chooser:
         )
 
     def _candidate(self, status: Snapshot, place: Place | None) -> Candidate:
-        name, size = status.model, status.footprint_bytes
-        listed = self._catalogue.known(status)
-        holds = place is not None and place.model == name
-        cached = place is not None and holds and place.load == status.loads
-        return Candidate(
-            model=name,
-            max_model_len=listed.max_model_len,
-            vision=listed.vision,
-            tools=listed.tools,
-            state=status.state,
-            retry_in_s=status.retry_in_s,
-            held=status.held,
-            load_s=status.load_in_s,
-            queue_s=status.queue_s,
-            prefill_tokens_per_s=self._forecast.prefill_tokens_per_s(name, size),
-            decode_tokens_per_s=self._forecast.decode_tokens_per_s(name, status.running, size),
-            cached_tokens=place.tokens if place and cached and status.state == "ready" else 0,
-            holds_conversation=holds,
-            evicts=status.evicts,
-            displacement_s=status.displacement_s,
-        )
+        return candidate(status, self._catalogue.known(status), self._forecast, place)
+
+
+def candidate(
+    status: Snapshot, listed: Listed, forecast: Forecast, place: Place | None
+) -> Candidate:
+    """Return a model as the decision looks at it.
+
+    Parameters
+    ----------
+    status
+        How it is now.
+    listed
+        What it can do.
+    place
+        Where the conversation is, or None.
+    """
+    name, size = status.model, status.footprint_bytes
+    holds = place is not None and place.model == name
+    cached = place is not None and holds and place.load == status.loads
+    return Candidate(
+        model=name,
+        max_model_len=listed.max_model_len,
+        vision=listed.vision,
+        tools=listed.tools,
+        state=status.state,
+        retry_in_s=status.retry_in_s,
+        held=status.held,
+        load_s=status.load_in_s,
+        queue_s=status.queue_s,
+        prefill_tokens_per_s=forecast.prefill_tokens_per_s(name, size),
+        decode_tokens_per_s=forecast.decode_tokens_per_s(name, status.running, size),
+        cached_tokens=place.tokens if place and cached and status.state == "ready" else 0,
+        holds_conversation=holds,
+        evicts=status.evicts,
+        displacement_s=status.displacement_s,
+    )
 
 
 def _session(request: Request, headers: Mapping[str, str]) -> Session:

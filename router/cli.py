@@ -27,9 +27,12 @@ from router import VERSION
 from router.address import url
 
 if TYPE_CHECKING:
+    from policies import Policy
     from router.training.data import Row
 
 QUICKSTART = Path(__file__).parent.parent / "config" / "quickstart.yaml"
+
+_POLICY_HELP = "a shipped policy, one of the configuration's, or a file"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,6 +132,50 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--pictures", type=Path, metavar="DIRECTORY", help="where to write pictures, as SVG"
     )
+    replay = command(
+        "replay", _replay, "Say what another policy would change for recorded requests."
+    )
+    replay.add_argument(
+        "ledger",
+        type=Path,
+        nargs="?",
+        metavar="LEDGER",
+        help="the file of a ledger (default: the one of --config)",
+    )
+    replay.add_argument("--policy", required=True, metavar="POLICY", help=_POLICY_HELP)
+    replay.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration with the ledger, the models and the named policies (default: the "
+        "quickstart; with LEDGER, the models that the ledger knows)",
+    )
+    simulate = command(
+        "simulate", _simulate, "Compare policies and simpler ways on a virtual clock."
+    )
+    simulate.add_argument(
+        "scenario",
+        type=Path,
+        nargs="?",
+        metavar="SCENARIO",
+        help="machine and traffic (default: the four production roles)",
+    )
+    simulate.add_argument(
+        "--policy",
+        action="append",
+        metavar="POLICY",
+        help=f"{_POLICY_HELP}; again for more (default: the shipped ones)",
+    )
+    simulate.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="take the requests that were recorded there"
+    )
+    simulate.add_argument(
+        "--requests", type=_count, metavar="N", help="instead of the scenario's number"
+    )
+    simulate.add_argument("--seed", type=int, default=0, help="the same seed gives the same result")
+    simulate.add_argument(
+        "--pictures", type=Path, metavar="DIRECTORY", help="where to write a picture, as SVG"
+    )
     on = "the service listens on"
     for sub, what in ((serve, "to listen on"), (models, on), (route, on)):
         for key in ("host", "port"):
@@ -140,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
                 help=f"{noun} {what}, instead of the file's server.{key}",
             )
     return parser
+
+
+def _count(text: str) -> int:
+    """Return a number of requests from a command line."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000_000:
+        raise argparse.ArgumentTypeError("expected a number from 1 to 100000000")
+    return int(text)
 
 
 def _checked(key: str) -> Callable[[str], str | int]:
@@ -406,7 +460,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         if options.compare:
             tables["Beside others"] = evaluate.comparison(classifier, rows, prompts)
         if options.leave_one_source_out:
-            tables["Sources left out"] = evaluate.left_out_sources(judged, prompts, _step)
+            tables["Sources left out"] = evaluate.left_out_sources(
+                judged, prompts, lambda text: _step(f"training: {text}")
+            )
     except (
         *(OSError, data.BadRow, DamagedWeights),
         *(evaluate.TooFew, pictures.Unavailable),
@@ -417,9 +473,92 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from router import ledger, replay
+
+    settings: Settings | None = None
+    if options.config or not options.ledger:
+        options.config = options.config or QUICKSTART
+        settings = _read(options)
+    path = options.ledger
+    if path is None and settings is not None:
+        path = ledger.ledger_path(settings.ledger, _base(options))
+        if path is None:
+            message = "is not set, so nothing was recorded; name a file in it, or give LEDGER"
+            raise ConfigError(options.config, [Problem("ledger.path", message)])
+    try:
+        if settings is None:  # a file alone: what it knows of models is all there is
+            models = replay.names(entry for entry, _ in ledger.read(path))
+        else:
+            models = [model.name for model in settings.models]
+        if not models:
+            raise ledger.BadLedger(f"{path} has no decision yet that could be made again")
+        policy = _policy(options.policy, settings, options.config, models)
+        found = replay.replay((entry for entry, _ in ledger.read(path)), policy)
+    except (ledger.BadLedger, _NoPolicy) as error:
+        sys.stderr.write(f"axion: {error}.\n")
+        return 1
+    sys.stdout.write(replay.shown(found))
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from router.ledger import BadLedger
+    from router.simulation import compare, pictures
+    from router.simulation.scenario import PRODUCTION, read_scenario
+    from router.simulation.trace import recorded
+    from router.training.pictures import Unavailable
+
+    path = options.scenario or PRODUCTION
+    scenario = read_scenario(path)
+    if options.requests:
+        scenario = msgspec.structs.replace(scenario, requests=options.requests)
+    options.config = (path.parent / scenario.config).resolve()
+    settings = _read(options)
+    models = [model.name for model in settings.models]
+    if lacking := [name for name in models if name not in scenario.hardware]:
+        message = f"has no `{'`, `'.join(lacking)}`, which {scenario.config} has; add them"
+        raise ConfigError(path, [Problem("hardware", message)])
+    try:
+        policies = [
+            _policy(name, settings, options.config, models)
+            for name in options.policy or ("balanced", "fastest", "quality")
+        ]
+        trace = recorded(options.ledger, scenario) if options.ledger else None
+        found = compare.compare(scenario, settings, policies, options.seed, trace, _step)
+        if options.pictures:
+            pictures.write(found, options.pictures)
+    except (BadLedger, _NoPolicy, Unavailable) as error:
+        sys.stderr.write(f"axion: {error}.\n")
+        return 1
+    sys.stdout.write(compare.report(found))
+    return 0
+
+
+class _NoPolicy(Exception):
+    """There is no such policy."""
+
+
+def _policy(
+    name: str, settings: Settings | None, config: Path | None, models: list[str]
+) -> "Policy":
+    """Return a policy that a command line names: shipped, of the configuration, or a file."""
+    from policies import SHIPPED, read_policy, shipped_policy
+
+    named = settings.policies if settings else {}
+    source = named.get(name, name)
+    if source in SHIPPED:
+        return shipped_policy(source, models)
+    path = Path(source) if name not in named or config is None else config.parent / source
+    if not path.is_file():
+        there = ", ".join(f"`{each}`" for each in (*SHIPPED, *named))
+        raise _NoPolicy(f"there is no policy and no file called `{name}`; there are {there}")
+    return read_policy(path, models)
+
+
 def _step(text: str) -> None:
-    """Say what is about to be trained."""
-    sys.stderr.write(f"axion: training: {text}\n")
+    """Say what is done next, where that takes long."""
+    sys.stderr.write(f"axion: {text}\n")
 
 
 def _running_states(settings: Settings) -> dict[str, str]:

@@ -3,6 +3,8 @@
 They need matplotlib, which serving and the other reports do not.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,22 @@ def write(judged: Judged, directory: Path) -> list[Path]:
     Unavailable
         matplotlib is not installed.
     """
+    return drawn(directory, {_NAMES[draw]: partial(draw, judged) for draw in _NAMES})
+
+
+def drawn(directory: Path, pictures: Mapping[str, Callable[[Any], None]]) -> list[Path]:
+    """Write pictures in this style, and return where they are.
+
+    Parameters
+    ----------
+    pictures
+        What draws each on a figure, by the name of its file without `.svg`.
+
+    Raises
+    ------
+    Unavailable
+        matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -52,10 +70,10 @@ def write(judged: Judged, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(_STYLE):
-        for draw in (reliability, confusion_matrix, sources):
+        for name, draw in pictures.items():
             figure = Figure(layout="constrained")
-            draw(judged, figure)
-            path = directory / f"{_NAMES[draw]}.svg"
+            draw(figure)
+            path = directory / f"{name}.svg"
             figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
             paths.append(path)
     return paths
