@@ -93,7 +93,7 @@ def decide(
     Undecidable
         No candidate is capable.
     """
-    assessed = tuple(assess(task, each, policy) for each in candidates)  # (1)
+    assessed = assess(task, candidates, policy)  # (1)
     worth = {each.model: each for each in assessed}
     capable = [each for each in candidates if worth[each.model].capable]
     if not capable:
@@ -144,12 +144,23 @@ def decide(
     )
 
 
-def assess(task: Task, candidate: Candidate, policy: Policy) -> Assessment:
-    """Return what an answer of `candidate` is worth: fit - price x seconds - displacement."""
+def assess(task: Task, candidates: Sequence[Candidate], policy: Policy) -> tuple[Assessment, ...]:
+    """Return what an answer of each is worth: fit - price x seconds - displacement.
+
+    Displacement is what others lose: those who want a model that must leave for this one, and those
+    whose answers get slower, because all models share one processor (`_slowed_s`).
+    """
+    return tuple(_assess(task, each, candidates, policy) for each in candidates)
+
+
+def _assess(
+    task: Task, candidate: Candidate, candidates: Sequence[Candidate], policy: Policy
+) -> Assessment:
     lack = _lack(task, candidate)
     fit = policy.fit(candidate.model, task)
     seconds = _predicted(task, candidate, policy)
-    displacement = policy.price_per_second * candidate.displacement_s
+    lost_s = candidate.displacement_s + _slowed_s(seconds, candidate, candidates)
+    displacement = policy.price_per_second * lost_s
     return Assessment(
         model=candidate.model,
         capable=not lack,
@@ -160,6 +171,20 @@ def assess(task: Task, candidate: Candidate, policy: Policy) -> Assessment:
         worth=fit - policy.price_per_second * seconds.total - displacement,
         state=candidate.state,
     )
+
+
+def _slowed_s(seconds: Seconds, candidate: Candidate, candidates: Sequence[Candidate]) -> float:
+    """Return the seconds that the requests of other models lose while this one is computed.
+
+    Models that are busy share the processor evenly, so beside k others each of their requests loses
+    one part in k + 1 of that time (docs/simulation.md has what comes of it).
+    """
+    busy = held = 0
+    for each in candidates:
+        if each.held and each is not candidate:
+            busy += 1
+            held += each.held
+    return (seconds.prefill + seconds.decode) * held / (busy + 1)
 
 
 def _predicted(task: Task, candidate: Candidate, policy: Policy) -> Seconds:

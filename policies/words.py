@@ -166,7 +166,8 @@ class Assessment(Struct, frozen=True, kw_only=True):
     fit
         How likely its answer is a good one, by the policy.
     displacement
-        What the models that must leave for it cost, as fit.
+        What others lose by it, as fit: those who want a model that must leave for it, and those
+        whose answers get slower.
     """
 
     model: str

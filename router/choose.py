@@ -275,7 +275,7 @@ class Chooser:
             policy=policy.name,
             version=policy.version,
             ranking=(asked,),
-            candidates=tuple(assess(task, each, policy) for each in candidates),
+            candidates=assess(task, candidates, policy),
         )
 
     def _candidate(self, status: Snapshot, place: Place | None) -> Candidate:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from config import ModelSettings
+from engines import cores
 
 log = logging.getLogger("axion.forecast")
 
@@ -27,7 +28,7 @@ SAVE_S = 300.0
 TOKENS_MIN = 4
 """Shorter answers, and prompts ten times as long, say nothing about speed."""
 
-_BANDWIDTH = 15e9  # bytes of weights read per second, before anything was measured
+_BANDWIDTH = 5e9  # bytes of weights that a core reads per second, before anything was measured
 _FASTEST = 60.0  # tokens/s of one answer then, since a small model is not bound by its weights
 _PREFILL = 30.0  # how many times as fast as it writes a model reads, then
 
@@ -193,7 +194,7 @@ def _key(model: ModelSettings) -> str:
 
 def _prior(footprint_bytes: int) -> float:
     """Return the tokens/s of one answer as far as the size of a model tells."""
-    return min(_BANDWIDTH / max(footprint_bytes, 1), _FASTEST)
+    return min(_BANDWIDTH * cores.usable() / max(footprint_bytes, 1), _FASTEST)
 
 
 def _bucket(count: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct, field
 
 from config import AUTO, ConditionSettings
-from policies import Assessment, Decision, Facts, Policy, Undecidable, assess, decide
+from policies import Assessment, Decision, Facts, Policy, Undecidable, decide
 from router.ledger import Entry
 from router.spread import Spread
 
@@ -129,7 +129,8 @@ def _again(entry: Entry, policy: Policy, found: Replay) -> Change | None:
     found.without_text += entry.text is None
     if entry.outcome == "ok":
         found.measured.add(entry.seconds)
-    old, new = assess(entry.task, before, policy), _chosen(decision)
+    new = _chosen(decision)
+    old = next(each for each in decision.candidates if each.model == before.model)
     found.old.add(old, bool(entry.loads))
     found.new.add(new, decision.loads is not None or new.predicted_seconds.load > 0)
     if old.model == new.model:

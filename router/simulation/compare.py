@@ -25,9 +25,6 @@ LESS_FIT = 0.03
 FASTER = 5.0
 """How many times sooner the slowest twentieth must be answered for that."""
 
-OTHERS = 0.25
-"""How much the contestant that minds others does so: with four models, their fair part."""
-
 _SAME = 0.005  # relative; quantiles are this exact
 
 
@@ -82,7 +79,6 @@ def compare(
         own.append(
             Contestant(f"{judge.name} at {price:g}", structs.replace(judge, price_per_second=price))
         )
-    own.append(Contestant(f"{judge.name} minding others", judge, minds_others=OTHERS))
     pool = settings.pool
     if scenario.patience_s is not None:
         pool = structs.replace(pool, load_wait_s=scenario.patience_s)

@@ -4,12 +4,12 @@ The simpler ways go through the same decision, each as a rule that always applie
 what it sees hidden: so all of them agree on what a model cannot do, and differ only in taste.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct, structs
 
 from config import ConditionSettings, RuleSettings
-from policies import Candidate, Decision, Policy, Task, assess, decide
+from policies import Candidate, Decision, Policy, Task, decide
 from policies.policy import Rule
 
 Order = Callable[[Task, Sequence[Candidate]], list[str]]
@@ -27,16 +27,12 @@ class Contestant(Struct, frozen=True):
         The models that it prefers, or None where worth decides.
     sees_machine
         Whether it knows what is in memory, how busy that is, and what a load costs.
-    minds_others
-        How much of its own work it counts as lost to each request that another model holds: all
-        share one processor. A try, which the service does not make yet; 0 is what it does.
     """
 
     name: str
     policy: Policy
     order: Order | None = None
     sees_machine: bool = True
-    minds_others: float = 0.0
 
     def decide(self, task: Task, candidates: Sequence[Candidate]) -> Decision:
         """Return the decision. Raises Undecidable."""
@@ -45,16 +41,7 @@ class Contestant(Struct, frozen=True):
             policy = _by_order(policy, self.order(task, candidates))
         if not self.sees_machine:
             candidates = [_idle(each) for each in candidates]
-        if self.minds_others:
-            candidates = [*self._minding(task, candidates)]
         return decide(task, candidates, policy)
-
-    def _minding(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
-        held = sum(each.held for each in candidates)
-        for each in candidates:
-            seconds = assess(task, each, self.policy).predicted_seconds
-            lost = self.minds_others * (seconds.prefill + seconds.decode) * (held - each.held)
-            yield structs.replace(each, displacement_s=each.displacement_s + lost)
 
 
 def baselines(

@@ -274,25 +274,25 @@ CODE = {"task": "code"}
         (
             [rule("r", only=["coder", "large"])],
             {},
-            "rule r: always, fit 0.90, 5.1 s: worth 0.85, next is coder with 0.65 -> large",
+            "rule r: always, fit 0.90, 5.1 s: worth 0.77, next is coder with 0.57 -> large",
         ),
         ([rule("r", only=["coder"])], {}, "rule r: always, the only one left -> coder"),
         (
             [rule("r", exclude=["large"])],
             {},
-            "rule r: always, fit 0.80, 5.1 s: worth 0.75, next is small with 0.65 -> medium",
+            "rule r: always, fit 0.80, 5.1 s: worth 0.67, next is small with 0.57 -> medium",
         ),
         ([rule("r", exclude=["large", "medium"])], {}, "rule r: always, the default -> small"),
         # cap: 2 requests are on each
         (
             [rule("r", cap={"large": 2})],
             {},
-            "rule r: always, fit 0.80, 5.1 s: worth 0.75, next is small with 0.65 -> medium",
+            "rule r: always, fit 0.80, 5.1 s: worth 0.67, next is small with 0.57 -> medium",
         ),
         (
             [rule("r", cap={"large": 3})],
             {},
-            "rule r: always, fit 0.90, 5.1 s: worth 0.85, next is medium with 0.75 -> large",
+            "rule r: always, fit 0.90, 5.1 s: worth 0.77, next is medium with 0.67 -> large",
         ),
         # combinations
         (
@@ -346,7 +346,7 @@ CODE = {"task": "code"}
         (
             [rule("r", "large", only=["medium"])],
             {},
-            "general, fit 0.90, 5.1 s: worth 0.85, next is medium with 0.75 -> large; "
+            "general, fit 0.90, 5.1 s: worth 0.77, next is medium with 0.67 -> large; "
             "large skipped: it is left out by the rule",
         ),
     ],
@@ -481,7 +481,7 @@ def test_the_worth_is_explained_number_by_number():
         state="cold",
     )
 
-    found = assess(task(prompt_tokens=100), busy, policy())
+    (found,) = assess(task(prompt_tokens=100), [busy], policy())
 
     assert structs.asdict(found.predicted_seconds) == {
         "load": 10,
@@ -496,10 +496,25 @@ def test_the_worth_is_explained_number_by_number():
     assert found.worth == pytest.approx(0.7 - 0.172 - 0.03)
 
 
+def test_what_other_models_compute_gets_slower_by_an_answer_and_that_counts():
+    # 5 s of writing and 0.1 s of reading, beside one model with 2 requests and another with 1.
+    alone, one, two = (
+        assess(task(), [SMALL, model("coder", held=2 * (n > 0)), model("medium", held=n > 1)], p)[0]
+        for n, p in ((0, policy()), (1, policy()), (2, policy()))
+    )
+
+    computed = alone.predicted_seconds.prefill + alone.predicted_seconds.decode
+    assert alone.displacement == 0
+    assert one.displacement == pytest.approx(0.01 * computed * 2 / 2)
+    assert two.displacement == pytest.approx(0.01 * computed * 3 / 3)
+    itself = assess(task(), [model("small", held=9)], policy())[0]
+    assert itself.displacement == 0  # what its own model holds is in its queue
+
+
 def test_a_client_that_asks_for_less_gets_it_sooner_and_one_that_asks_for_more_does_not_count():
     def decode_s(output_tokens):
         asked = task(output_tokens=output_tokens)
-        return assess(asked, SMALL, policy()).predicted_seconds.decode
+        return assess(asked, [SMALL], policy())[0].predicted_seconds.decode
 
     assert [decode_s(each) for each in (0, 20, 100, 10**9)] == [5, 1, 5, 5]
 
@@ -507,7 +522,7 @@ def test_a_client_that_asks_for_less_gets_it_sooner_and_one_that_asks_for_more_d
 def test_more_in_the_cache_than_the_prompt_has_costs_nothing():
     full = model("small", cached_tokens=500)
 
-    assert assess(task(), full, policy()).predicted_seconds.prefill == 0
+    assert assess(task(), [full], policy())[0].predicted_seconds.prefill == 0
 
 
 @pytest.mark.parametrize(
@@ -1182,9 +1197,10 @@ def test_the_worth_adds_up(asked, candidates, chosen, seen):
         assert parts.total == pytest.approx(parts.load + parts.queue + parts.prefill + parts.decode)
         assert min(structs.astuple(parts)) >= 0
         assert 0 <= each.fit <= 1
-        assert each.displacement == pytest.approx(
-            chosen.price_per_second * candidate.displacement_s
-        )
+        least = chosen.price_per_second * candidate.displacement_s
+        others = sum(other.held for other in candidates) - candidate.held
+        most = least + chosen.price_per_second * (parts.prefill + parts.decode) * others
+        assert least - 1e-9 <= each.displacement <= most + 1e-9
         assert each.worth == pytest.approx(
             each.fit - chosen.price_per_second * parts.total - each.displacement
         )

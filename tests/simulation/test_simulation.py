@@ -71,9 +71,8 @@ def machine(contestant, budget_gb=40.0, pool=None, story=None, **of_models):
 
 def everyone():
     ways = baselines(policy(), {"small": 8, "big": 28}, {"reasoning": "big"})
-    tries = [Contestant("ours", policy()), Contestant("minding", policy(), minds_others=0.25)]
     eager = structs.replace(policy(), serve_while_loading=True)
-    return [*ways, *tries, Contestant("eager", eager)]
+    return [*ways, Contestant("ours", policy()), Contestant("eager", eager)]
 
 
 def test_one_request_takes_its_load_its_prompt_and_its_answer():
