@@ -98,7 +98,8 @@ class ConditionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Annotated[list[Keyword], Meta(min_length=1, max_length=1000)] | None,
         Meta(
             description="One of these words or phrases is in what the user asks, as whole words; "
-            "case and accents do not count."
+            "case and accents do not count. Of a long text the first 4,000 and the last 2,000 "
+            "characters are read."
         ),
     ] = None
     regex: Annotated[

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -174,7 +175,7 @@ def _extended(
         return settings, chain
     name = settings.extends or "balanced"
     where = SHIPPED.get(name, path.parent / name)
-    if not where.is_file():
+    if not os.path.isfile(where):  # False also for what cannot be a name
         message = (
             f"there is no shipped policy and no file called `{name}`"
             f"{nearest(name, SHIPPED)}; shipped are {', '.join(SHIPPED)}"
@@ -315,10 +316,13 @@ def _keywords(keywords: Iterable[str]) -> Applies:
 
 def _searched(pattern: "regex.Pattern[str]") -> Applies:
     def applies(_: Task, facts: Facts) -> bool:
-        try:
-            return pattern.search(facts.text[:_REGEX_CHARS], timeout=REGEX_S) is not None
-        except TimeoutError:
-            return False
+        if pattern not in facts.found:  # the same facts are decided with many times
+            try:
+                seen = pattern.search(facts.text[:_REGEX_CHARS], timeout=REGEX_S) is not None
+            except TimeoutError:
+                seen = False
+            facts.found[pattern] = seen
+        return facts.found[pattern]
 
     return applies
 

@@ -53,6 +53,10 @@ class Task(Struct, frozen=True, kw_only=True):
     signals: dict[str, str | int | float | bool] = {}
 
 
+KEYWORD_HEAD_CHARS, KEYWORD_TAIL_CHARS = 4_000, 2_000
+"""Where keywords are looked for in a long text: taking accents off takes more than linear time."""
+
+
 class Facts(Struct, frozen=True, kw_only=True, dict=True):
     """What rules may look at beside the task; none of it is kept.
 
@@ -79,8 +83,16 @@ class Facts(Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def folded(self) -> str:
-        """The text as keywords are looked for in it: see `fold`."""
-        return fold(self.text)
+        """Both ends of the text, as keywords are looked for in them: see `fold`."""
+        text = self.text
+        if len(text) > KEYWORD_HEAD_CHARS + KEYWORD_TAIL_CHARS:
+            text = f"{text[:KEYWORD_HEAD_CHARS]}\n{text[-KEYWORD_TAIL_CHARS:]}"
+        return fold(text)
+
+    @cached_property
+    def found(self) -> dict[object, bool]:
+        """Which regular expressions were found in the text, as far as they were searched."""
+        return {}
 
     @cached_property
     def folded_words(self) -> frozenset[str]:

@@ -425,7 +425,9 @@ async def _judge(service: Service, request: Request[Any, Any, Any]) -> Response[
         at=time.time(),
         thumbs=body.thumbs,
         task=body.task,
-        model=None if body.model is None else service.catalogue.one(body.model),
+        model=None
+        if body.model is None
+        else service.catalogue.one(body.model, service.chooser.policies.names),
         note=body.note,
     )
     try:

@@ -156,7 +156,10 @@ class Chooser:
             minute=now.tm_hour * 60 + now.tm_min,
             deadline_s=request.deadline_ms / 1000 if request.deadline_ms else None,
         )
-        chosen = self._policy(policy or asked.partition(":")[2] or headers.get(POLICY_HEADER, ""))
+        named = asked.partition(":")[2]
+        if asked == AUTO:  # a model that is named is not chosen by a policy
+            named = headers.get(POLICY_HEADER, "")
+        chosen = self._policy(policy or named)
         candidates = [self._candidate(each, place) for each in self._pool.snapshots()]
         try:
             if asked.partition(":")[0] == AUTO:
@@ -186,13 +189,17 @@ class Chooser:
             decide_us=1e6 * (time.perf_counter() - described),
         )
 
-    def again(self, choice: Choice, without: Sequence[str], longer_than: int = 0) -> str | None:
+    def again(
+        self, choice: Choice, without: Sequence[str], spent_s: float, longer_than: int = 0
+    ) -> str | None:
         """Return the next best model for a request that some could not answer, or None.
 
         Parameters
         ----------
         without
             The models that were tried.
+        spent_s
+            What the request has taken so far, in seconds.
         longer_than
             Only models with a longer context than this, in tokens; 0 is for failures, after which
             another that is known to have failed is of no use.
@@ -202,7 +209,9 @@ class Chooser:
             for each in choice.candidates
             if each.model not in without and each.max_model_len > longer_than
         ]
-        decision = self._among(choice, allowed, choice.facts, only_sound=not longer_than)
+        left_s = None if choice.deadline_s is None else max(choice.deadline_s - spent_s, 0.0)
+        facts = structs.replace(choice.facts, deadline_s=left_s)
+        decision = self._among(choice, allowed, facts, only_sound=not longer_than)
         return decision.model if decision else None
 
     def better(self, choice: Choice, than: str, tried: Sequence[str], spent_s: float) -> str | None:

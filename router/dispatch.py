@@ -226,7 +226,8 @@ class Dispatcher:
         if not story.choice.is_free:
             return None
         tried = [*story.tried, story.record.model]
-        return self._chooser.again(story.choice, tried, longer_than)
+        spent_s = time.monotonic() - story.record.began
+        return self._chooser.again(story.choice, tried, spent_s, longer_than)
 
     def _timing(self, story: "_Story") -> "_Timing":
         """Return what measures the answer that begins now."""

@@ -68,11 +68,11 @@ class _Answer(Struct):
 
 
 class _Completion(Struct):
-    echo: bool | None = None
+    echo: Any = None  # the engine takes more for true than JSON's own
 
 
 _answer = msgspec.json.Decoder(_Answer)
-_completion = msgspec.json.Decoder(_Completion, strict=False)
+_completion = msgspec.json.Decoder(_Completion)
 _fields = msgspec.json.Decoder(dict[str, Raw])
 
 

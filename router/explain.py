@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from config import AUTO
+from config import AUTO, ConditionSettings
 from engines.protocol import Endpoint
 from policies import Facts, Undecidable, decide
 from router.choose import Choice, Chooser
@@ -71,6 +71,9 @@ def _again(entry: Entry, policies: Policies) -> Choice | None:
     policy = policies.find(entry.policy, entry.version)
     if policy is None or entry.asked.partition(":")[0] != AUTO:
         return None
+    rules = [rule for each in (policy, *policies.current.values()) for rule in each.rules]
+    if entry.deadline_s or any(_looks_at_facts(rule.settings.when) for rule in rules):
+        return None
     facts = Facts()
     try:
         decision = decide(entry.task, entry.inputs, policy, facts)
@@ -93,3 +96,8 @@ def _again(entry: Entry, policies: Policies) -> Choice | None:
         describe_us=0.0,
         decide_us=0.0,
     )
+
+
+def _looks_at_facts(when: ConditionSettings) -> bool:
+    """Return whether a condition is about what is not kept of a request."""
+    return any((when.keywords, when.regex, when.user, when.headers, when.metadata, when.hours))

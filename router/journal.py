@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from router.choose import Choice
 from router.errors import new_id
@@ -15,6 +15,9 @@ from router.ledger import Entry, Ledger, Usage
 from router.words import Endpoint
 
 log = logging.getLogger("axion.request")
+
+HEADER_MAX = 1_000
+"""Longest value of a header, in characters: many proxies refuse heads of a few kilobytes."""
 
 LATEST_MAX = 1_000
 """How many decisions are kept in memory."""
@@ -62,7 +65,7 @@ class Record(Struct, kw_only=True):
             "x-axion-reason": self.reason,
         }
         # An alias may have any character; a header may not.
-        return {name: ascii(value)[1:-1] for name, value in known.items() if value}
+        return {name: ascii(value)[1:-1][:HEADER_MAX] for name, value in known.items() if value}
 
 
 class Journal:
@@ -108,7 +111,7 @@ class Journal:
         if record.choice is None:
             return
         entry = entry_of(record, record.choice, seconds, keeps_text=self._keeps_text)
-        self._latest[entry.id] = entry
+        self._latest[entry.id] = structs.replace(entry, text=None)  # a text can be megabytes
         if len(self._latest) > LATEST_MAX:
             self._latest.popitem(last=False)
         if outcome == "ok" and record.attempts == 1:  # no time went to others
@@ -158,6 +161,7 @@ def entry_of(record: Record, choice: Choice, seconds: float, *, keeps_text: bool
         inputs=tuple(choice.candidates),
         loads=(loaded,) if loaded else (),
         evicts=choice.candidate(loaded).evicts if loaded else (),
+        deadline_s=choice.facts.deadline_s,
         elapsed_us={
             "parse": round(record.parse_us),
             "describe": round(choice.describe_us),

@@ -105,6 +105,8 @@ class Entry(Struct, frozen=True, kw_only=True):
         The models as they were then, so that the decision can be made again.
     loads, evicts
         The models that had to be loaded for it, and to leave.
+    deadline_s
+        When the answer was of no use any more, in seconds, or None.
     elapsed_us
         Microseconds that its steps took, by their names.
     outcome
@@ -134,6 +136,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     inputs: tuple[Candidate, ...] = ()
     loads: tuple[str, ...] = ()
     evicts: tuple[str, ...] = ()
+    deadline_s: float | None = None
     elapsed_us: dict[str, int] = {}
     outcome: str
     seconds: float
@@ -302,10 +305,14 @@ class Ledger:
         # A waiter that was cancelled has left; from here on none can.
         jobs = [job for job in jobs if not job.waiter or job.waiter.set_running_or_notify_cancel()]
         try:
+            if self._database is not None and not self._path.exists():
+                self._warn("was deleted, and is made again")
+                self._database.close()
+                self._database = None
             if self._database is None:
                 self._database = _connect(self._path, self._settings)
             with _transaction(self._database):
-                answers = [job.work(self._database) for job in jobs]
+                answers = [_attempt(job, self._database) for job in jobs]
         except Exception as error:  # a row that cannot be written must not end the thread
             self.dropped += sum(job.waiter is None for job in jobs)
             self._warn(f"cannot be written: {error}")
@@ -314,7 +321,12 @@ class Ledger:
                     job.waiter.set_exception(LedgerFailed())
             return
         for job, answer in zip(jobs, answers, strict=True):
-            if job.waiter:
+            if isinstance(answer, Exception):
+                self._warn(f"has a row that cannot be read or written: {answer}")
+                self.dropped += job.waiter is None
+            if job.waiter and isinstance(answer, Exception):
+                job.waiter.set_exception(LedgerFailed())
+            elif job.waiter:
                 job.waiter.set_result(answer)
         if self.dropped > self._reported:
             self._warn("cannot keep up")
@@ -462,10 +474,21 @@ def _connect(path: Path, settings: LedgerSettings) -> sqlite3.Connection:
             if not settings.keep_text:
                 database.execute("UPDATE decisions SET text = NULL WHERE text IS NOT NULL")
                 database.execute("UPDATE feedback SET note = NULL WHERE note IS NOT NULL")
+        if not settings.keep_text:
+            # What was erased is still in the journal until that is emptied.
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _attempt(job: _Job, database: sqlite3.Connection) -> Any:
+    """Return what a job returns, or what is wrong with its row; trouble with the disk is raised."""
+    try:
+        return job.work(database)
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
+        return error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -271,7 +272,7 @@ class Policies:
         if source in SHIPPED:
             return shipped_policy(source, self._models, name)
         file = self._path.parent / source
-        if not file.is_file():
+        if not os.path.isfile(file):  # False also for what cannot be a name
             message = (
                 f"there is no shipped policy and no file called `{source}`"
                 f"{nearest(source, SHIPPED)}; shipped are {', '.join(SHIPPED)}"
@@ -288,13 +289,18 @@ class Policies:
             raise ConfigError(policy.files[0], wrong)
         return policy
 
-    def _stamps(self) -> dict[Path, tuple[int, int] | None]:
+    def _stamps(self) -> dict[Path, tuple[int, ...] | None]:
         """Return what tells that a file has changed, as far as it is there."""
-        found: dict[Path, tuple[int, int] | None] = {}
+        found: dict[Path, tuple[int, ...] | None] = {}
         for path in tuple(self._files):
             try:
                 status = path.stat()
-                found[path] = (status.st_mtime_ns, status.st_size)
+                found[path] = (
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
+                    status.st_size,
+                    status.st_ino,
+                )
             except OSError:
                 found[path] = None
         return found

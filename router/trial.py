@@ -1,5 +1,7 @@
 """The tests that an operator writes into a policy, tried before it is used."""
 
+import itertools
+
 import msgspec
 
 from config import Problem, line_of
@@ -19,6 +21,9 @@ TOKENS_PER_S = 20.0
 PREFILL = 30.0
 """How many times as fast they read."""
 
+FAILING_MAX = 10
+"""How many failing tests are told of at a time: where each is takes a look at the whole file."""
+
 LOAD_S = 10.0
 """How long a model that is not in memory takes to load."""
 
@@ -26,7 +31,7 @@ LOAD_S = 10.0
 def failing(
     policy: Policy, catalogue: Catalogue, classifier: Classifier, at: KeyPath = ()
 ) -> list[Problem]:
-    """Return a problem for each test of `policy` that fails.
+    """Return a problem for each test of `policy` that fails, for the first `FAILING_MAX`.
 
     Parameters
     ----------
@@ -34,15 +39,16 @@ def failing(
         The key of the policy in its file, if it is not the whole of it.
     """
     file = policy.files[0]  # tests are not taken from what it extends
-    return [
+    wrong = (
         Problem(
             ".".join((*map(str, at), f"tests[{index}]")),
-            wrong,
+            problem,
             line_of(file, (*at, "tests", index)),
         )
         for index, test in enumerate(policy.tests)
-        if (wrong := _wrong(test, policy, catalogue, classifier))
-    ]
+        if (problem := _wrong(test, policy, catalogue, classifier))
+    )
+    return list(itertools.islice(wrong, FAILING_MAX))
 
 
 def _wrong(

@@ -25,6 +25,7 @@ class ScriptedLoader:
         self.gates = {}
         self.errors = {}
         self.footprint = footprint
+        self.seconds = 0
 
     async def locate(self, model):
         return Path()
@@ -37,6 +38,7 @@ class ScriptedLoader:
 
     async def start(self, model, directory):
         self.started.append(model.name)
+        await asyncio.sleep(self.seconds)
         if model.name in self.gates:
             await self.gates[model.name].wait()
         if model.name in self.errors:
@@ -115,6 +117,7 @@ async def test_when_every_waiter_leaves_the_load_goes_on_and_nothing_is_held():
 
 async def test_the_idle_model_that_was_used_longest_ago_leaves_for_a_new_one():
     loader = ScriptedLoader()
+    loader.seconds = 0.05  # all loads take about as long, so only use tells the models apart
     pool = make_pool(loader, budget_gib=2)
     await use(pool, "a")
     await use(pool, "b")

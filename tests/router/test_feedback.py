@@ -300,7 +300,7 @@ def test_too_little_feedback_is_said_with_what_to_do(few):
 
 PROMPTS = [
     data.Row(row.text, row.task, str(index % 2), row.language)  # each source takes a training
-    for index, row in enumerate(data.read([data.PROMPTS])[::10])
+    for index, row in enumerate(data.read([data.PROMPTS])[::7])
 ]
 
 
@@ -402,7 +402,7 @@ def test_small_losses_do_not_add_up_because_the_shipped_one_sets_the_floor(few, 
 
     comparison = compare(few, few, shipped(), rows, regression)
 
-    assert comparison.floors[0] > comparison.accuracy[0] + 0.2
+    assert comparison.floors[0] > comparison.accuracy[0] + 0.1
     assert len(comparison.objections()) == 3
 
 
