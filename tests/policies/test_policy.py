@@ -1,11 +1,20 @@
 """Policy files: what they extend, what is said of what is wrong with one, how long it takes."""
 
 import time
+from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from config import ConfigError, PolicySettings, Settings, read, read_as
+from config import (
+    ConditionSettings,
+    ConfigError,
+    PolicySettings,
+    RuleSettings,
+    Settings,
+    read,
+    read_as,
+)
 from policies import SHIPPED, Facts, Task, make_policy, read_policy, shipped_policy
 
 MODELS = ["small", "large"]
@@ -555,3 +564,29 @@ def test_a_thousand_keywords_are_looked_for_in_a_long_text_in_milliseconds(write
     assert not rule.applies(task(), Facts(text=text))
     assert time.thread_time() - begun < 0.5
     assert rule.applies(task(), Facts(text=f"{text} Dos  palabras 7"))
+
+
+def test_keywords_of_a_long_text_are_looked_for_at_both_ends_in_bounded_time():
+    marks = "\u0300\u0316" * 500_000
+    rule = RuleSettings(name="r", when=ConditionSettings(keywords=["refund"]), prefer=["small"])
+    (made,) = make_policy("p", PolicySettings(rules=[rule]), Path("x.yaml"), MODELS).rules
+
+    began = time.process_time()
+    found = [
+        made.applies(None, Facts(text=text))
+        for text in (f"refund {marks}", f"{marks} refund", f"{marks} refund {marks}")
+    ]
+
+    assert found == [True, True, False]
+    assert time.process_time() - began < 1  # minutes without a bound
+
+
+def test_a_regular_expression_is_searched_once_for_the_same_facts():
+    rule = RuleSettings(name="r", when=ConditionSettings(regex="a+b"), prefer=["small"])
+    (made,) = make_policy("p", PolicySettings(rules=[rule]), Path("x.yaml"), MODELS).rules
+    facts = Facts(text="aab")
+
+    assert made.applies(None, facts)
+    (pattern,) = facts.found
+    facts.found[pattern] = False
+    assert not made.applies(None, facts)

@@ -99,6 +99,24 @@ async def test_with_a_ledger_older_decisions_are_found_too(make_service, tmp_pat
     service.ledger.close()
 
 
+async def test_texts_stay_out_of_memory(make_service, tmp_path):
+    settings = LedgerSettings(path=str(tmp_path / "l"), keep_text=True)
+    service = make_service(Scripted(), ledger=settings)
+    record, _ = await asked(service, "hola")
+
+    assert (await service.journal.find(record.id)).text is None
+    assert (await service.ledger.decision(record.id)).text == "hola"
+    await service.pool.close()
+    service.ledger.close()
+
+
+def test_no_header_is_longer_than_proxies_take(service):
+    record = service.journal.open("chat")
+    record.reason = "x" * 100_000
+
+    assert len(record.headers()["x-axion-reason"]) == module.HEADER_MAX
+
+
 async def test_headers_are_ascii_and_only_what_is_known(service):
     record = service.journal.open("chat")
     assert set(record.headers()) == {"x-request-id", "x-axion-decision"}

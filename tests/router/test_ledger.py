@@ -1,6 +1,7 @@
 """What is kept of decisions: whole, bounded, and never at the cost of a request."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -416,3 +417,46 @@ asyncio.run(main())
     kept.record(entry("after"))
     kept.close()
     assert _count(path) == len(ids) + 1
+
+
+def test_a_file_that_is_deleted_meanwhile_is_made_again(opened, path, caplog):
+    book = opened()
+    book.record(entry("a"))
+    wait_for = time.monotonic() + 10
+    while not (path.exists() and _count(path)) and time.monotonic() < wait_for:
+        time.sleep(0.05)
+    for each in path.parent.glob("ledger.sqlite*"):
+        each.unlink()
+
+    book.record(entry("b"))
+    book.close()
+
+    assert [each.id for each, _ in read(path)] == ["b"]
+    assert "was deleted, and is made again" in caplog.text
+
+
+async def test_a_row_that_cannot_be_read_costs_nobody_else_anything(opened, path, caplog):
+    book = opened()
+    book.record(entry("a"))
+    assert await book.decision("a")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE decisions SET story = '{}'")
+        database.commit()
+
+    book.record(entry("b"))
+    with pytest.raises(LedgerFailed):
+        await book.decision("a")
+
+    assert (await book.decision("b")).id == "b"
+    assert "has a row that cannot be read or written" in caplog.text
+
+
+def test_erased_texts_are_nowhere_in_the_files(opened, path):
+    opened(keep_text=True).record(entry("a", text="a secret word"))
+    opened(keep_text=True).close()
+    book = opened(keep_text=False)
+    book.record(entry("b"))
+    book.close()
+
+    for each in path.parent.glob("ledger.sqlite*"):
+        assert b"secret" not in each.read_bytes()
