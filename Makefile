@@ -15,7 +15,7 @@ setup: ## install everything into .venv (done by the others when needed)
 serve: setup ## start the service (CONFIG=file.yaml PORT=9000 to change)
 	@exec $(BIN)/axion serve --config $(CONFIG) $(if $(PORT),--port $(PORT))
 
-test: setup ## run every test, with the real engines (about 7 minutes)
+test: setup ## run every test, with the real engines (about 10 minutes)
 	@$(BIN)/python -m pytest
 
 test-fast: setup ## run the tests that need no engine (under a minute)
