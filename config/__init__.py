@@ -17,6 +17,7 @@ from config.settings import (
     PoolSettings,
     ServerSettings,
     Settings,
+    is_auto,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "Vocabulary",
+    "is_auto",
     "line_of",
     "nearest",
     "policy_problems",

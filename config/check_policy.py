@@ -7,7 +7,7 @@ from typing import Any
 
 import regex
 
-from config.names import Finding, KeyPath, nearest
+from config.names import Finding, KeyPath, unknown_model
 from config.policy import ANY_MODEL, REGEX_S
 
 # Of texts on which a regular expression is tried: so few that only one takes long whose time grows
@@ -28,10 +28,10 @@ def policy_problems(data: Any, models: Sequence[str]) -> Iterator[Finding]:
         return
     known = set(models)
     if isinstance(name := data.get("default"), str):
-        yield from _unknown(("default",), name, known)
+        yield from unknown_model(("default",), name, known)
     fits = data.get("fit")
     for name in fits if isinstance(fits, dict) else ():
-        yield from _unknown(("fit", str(name)), name, known | {ANY_MODEL})
+        yield from unknown_model(("fit", str(name)), name, known | {ANY_MODEL})
     seen: set[str] = set()
     always: str | None = None
     rules = data.get("rules")
@@ -76,15 +76,9 @@ def _wrong_test(here: KeyPath, test: dict[str, Any], known: set[str]) -> Iterato
 def _unknown_models(names: Any, here: KeyPath, known: set[str]) -> Iterator[Finding]:
     if isinstance(names, dict):
         for name in names:
-            yield from _unknown((*here, str(name)), name, known)
+            yield from unknown_model((*here, str(name)), name, known)
     for index, name in enumerate(names if isinstance(names, list) else []):
-        yield from _unknown((*here, index), name, known)
-
-
-def _unknown(here: KeyPath, name: Any, known: set[str]) -> Iterator[Finding]:
-    if isinstance(name, str) and name and name not in known:
-        hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
-        yield here, f"there is no model called `{name}`{hint}"
+        yield from unknown_model((*here, index), name, known)
 
 
 def _always(when: dict[str, Any]) -> bool:

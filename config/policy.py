@@ -3,14 +3,16 @@
 A key that is left out is taken from the policy that this one extends.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct
 
-TASKS = ("code", "math", "reasoning", "writing", "qa", "chat", "extraction", "general")
-"""The kinds of work; `general` is what none is likely for."""
+from config.names import PlainName
 
 TaskName = Literal["code", "math", "reasoning", "writing", "qa", "chat", "extraction", "general"]
+
+TASKS: tuple[str, ...] = get_args(TaskName)
+"""The kinds of work; `general` is what none is likely for."""
 
 ANY_MODEL = "*"
 """The row of the fit table for models that have none of their own."""
@@ -18,13 +20,6 @@ ANY_MODEL = "*"
 REGEX_S = 0.005
 """Longest search for a rule's regular expression, in seconds."""
 
-RuleName = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="letters, digits, '.', '_' and '-', at most 64 characters",
-    ),
-]
 Name = Annotated[str, Meta(min_length=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
@@ -140,7 +135,8 @@ class RuleSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One rule; the first that applies wins. It needs at least one action beside `when`."""
 
     name: Annotated[
-        RuleName, Meta(description="Named in the reason of every decision this rule has a part in.")
+        PlainName,
+        Meta(description="Named in the reason of every decision this rule has a part in."),
     ]
     when: Annotated[ConditionSettings, Meta(description="When the rule applies.")]
     prefer: Annotated[

@@ -12,7 +12,7 @@ import yaml
 from msgspec import Struct
 
 from config.check_policy import policy_problems
-from config.names import Finding, KeyPath, nearest
+from config.names import Finding, KeyPath, nearest, unknown_model
 from config.settings import AUTO, Settings
 
 T = TypeVar("T", bound=Struct)
@@ -403,11 +403,6 @@ def _check_names(data: Any) -> Iterator[Finding]:
     if not names:
         return
 
-    def unknown(key: KeyPath, name: Any, known: set[str]) -> Iterator[Finding]:
-        if isinstance(name, str) and name and name not in known:
-            hint = nearest(name, known) or f" (there are: {', '.join(sorted(known))})"
-            yield key, f"there is no model called `{name}`{hint}"
-
     for key, text in policy_problems(data.get("routing"), sorted(names)):
         yield ("routing", *key), text
     policies = data.get("policies")
@@ -421,7 +416,7 @@ def _check_names(data: Any) -> Iterator[Finding]:
         if alias in names or alias == AUTO:
             yield ("aliases", str(alias)), "is already the name of a model; choose another alias"
         if not (isinstance(target, str) and target.startswith(f"{AUTO}:")):
-            yield from unknown(("aliases", str(alias)), target, names | {AUTO})
+            yield from unknown_model(("aliases", str(alias)), target, names | {AUTO})
 
 
 def _check_vocabulary(data: Any, words: Vocabulary) -> Iterator[Finding]:

@@ -8,18 +8,16 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from config.names import PlainName
 from config.policy import PolicySettings
 
 AUTO = "auto"
 """The model name that asks for a choice; no model may be called this."""
 
-ModelName = Annotated[
-    str,
-    Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="letters, digits, '.', '_' and '-', at most 64 characters",
-    ),
-]
+
+def is_auto(name: str) -> bool:
+    """Return whether a model's name asks for a choice: `auto`, or `auto:` and a policy."""
+    return name.partition(":")[0] == AUTO
 
 
 Origin = Annotated[
@@ -77,7 +75,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One model and the engine that runs it."""
 
     name: Annotated[
-        ModelName,
+        PlainName,
         Meta(description="The name clients use. Not `auto`, which asks for a choice."),
     ]
     source: Annotated[
@@ -296,7 +294,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = PolicySettings()
     policies: Annotated[
-        dict[ModelName, str],
+        dict[PlainName, str],
         Meta(
             description="Further policies by name, for requests for `auto:NAME`: a shipped one or "
             "a file, relative to this one when it begins with `./` or `../`. The shipped ones are "

@@ -7,7 +7,15 @@ checked before, by `policies.policy`.
 from policies.counterfactual import counterfactuals
 from policies.decide import Undecidable, assess, decide, unable
 from policies.policy import SHIPPED, Policy, make_policy, read_policy, shipped_policy
-from policies.words import Assessment, Candidate, Decision, Facts, Seconds, Task
+from policies.words import (
+    Assessment,
+    Candidate,
+    Decision,
+    Facts,
+    Seconds,
+    Task,
+    without_accents,
+)
 
 __all__ = [
     "SHIPPED",
@@ -26,4 +34,5 @@ __all__ = [
     "read_policy",
     "shipped_policy",
     "unable",
+    "without_accents",
 ]

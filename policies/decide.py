@@ -230,9 +230,7 @@ def _narrowed(
             skipped |= {**_missed(prefer, left, out | why_out), **skipped}
             if prefer is None:
                 notes += f"; rule {rule.settings.name} passed over: it leaves no model"
-    of_rule = chosen.settings.deadline_s if chosen else None
-    limits = (policy.deadline_s, facts.deadline_s, of_rule)
-    deadline = min((each for each in limits if each is not None), default=None)
+    deadline = policy.deadline(facts, chosen)
     if deadline is not None:
         seconds = {each.model: worth[each.model].predicted_seconds.total for each in group}
         in_time = [each for each in group if seconds[each.model] <= deadline]
@@ -366,8 +364,8 @@ def _doubts(task: Task, candidate: Candidate) -> tuple[bool, bool]:
     return candidate.retry_in_s > 0, task.prompt_tokens * (1 + MORE) + answer > context
 
 
-def _in_words(doubts: tuple[bool, bool] | None) -> str:
-    failed, tight = doubts or (False, False)
+def _in_words(doubts: tuple[bool, bool]) -> str:
+    failed, tight = doubts
     words = ["has failed"] * failed + ["may have too short a context"] * tight
     return " and ".join(words)
 

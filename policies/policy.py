@@ -76,6 +76,12 @@ class Policy(Struct, frozen=True, kw_only=True):
     tests: tuple[PolicyTestSettings, ...]
     files: tuple[Path, ...]
 
+    def deadline(self, facts: Facts, rule: Rule | None) -> float | None:
+        """Return when an answer is of no use any more, in seconds, or None: nobody says so."""
+        of_rule = rule.settings.deadline_s if rule else None
+        given = (self.deadline_s, facts.deadline_s, of_rule)
+        return min((each for each in given if each is not None), default=None)
+
     def fit(self, model: str, task: Task) -> float:
         """Return how likely an answer of `model` is a good one, 0 to 1."""
         row = self.fits.get(model) or self.fits.get(ANY_MODEL)

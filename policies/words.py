@@ -106,9 +106,12 @@ _MARKS = re.compile("[\u0300-\u036f]+")
 
 def fold(text: str) -> str:
     """Return `text` in lower case, without accents."""
-    if not text.isascii():
-        text = _MARKS.sub("", unicodedata.normalize("NFKD", text))
-    return text.casefold()
+    return without_accents(text).casefold()
+
+
+def without_accents(text: str) -> str:
+    """Return `text` with its letters alone."""
+    return text if text.isascii() else _MARKS.sub("", unicodedata.normalize("NFKD", text))
 
 
 class Candidate(Struct, frozen=True, kw_only=True):

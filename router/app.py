@@ -31,7 +31,7 @@ from engines.pool import Pool
 from engines.protocol import Answer
 from router import VERSION, errors, explain
 from router.catalogue import Catalogue
-from router.choose import Chooser
+from router.choose import Chooser, api_key
 from router.dispatch import Dispatcher
 from router.errors import ApiError
 from router.forecast import Forecast
@@ -533,8 +533,7 @@ async def _body(request: Request[Any, Any, Any]) -> bytes:
 
 def _caller(request: Request[Any, Any, Any]) -> str:
     """Return who asks: the API key where there is one, else the address."""
-    key = request.headers.get("authorization") or request.headers.get("x-api-key")
-    return key or (request.client.host if request.client else "")
+    return api_key(request.headers) or (request.client.host if request.client else "")
 
 
 def _failed(journal: Journal, record: Record, error: Exception) -> Response[bytes]:

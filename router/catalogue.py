@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from config import AUTO, ModelSettings, Settings, nearest
+from config import AUTO, ModelSettings, Settings, is_auto, nearest
 from engines.checkpoint import Checkpoint, inspect
 from engines.sources import local_directory
 from engines.words import Snapshot
@@ -82,7 +82,7 @@ class Catalogue:
             `model_not_found`, or `invalid_value` for `auto`, which is not one model.
         """
         target = self.resolve(name, policies)
-        if target.partition(":")[0] == AUTO:
+        if is_auto(target):
             raise ApiError(
                 "`auto` stands for all models; name one of them.", "invalid_value", param="model"
             )
@@ -122,7 +122,7 @@ class Catalogue:
 
     def entry(self, name: str, snapshots: list[Snapshot]) -> dict[str, Any]:
         """Return the object of one model, of `auto`, or of `auto:` and a policy."""
-        if name.partition(":")[0] == AUTO:
+        if is_auto(name):
             return self._auto_entry(name)
         return next(self._model_entry(status) for status in snapshots if status.model == name)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, structs
 
-from config import AUTO
+from config import AUTO, is_auto
 from engines.pool import Pool
 from engines.words import Snapshot
 from policies import (
@@ -74,16 +74,13 @@ class Choice(Struct, kw_only=True):
     @property
     def is_free(self) -> bool:
         """Whether the service may choose another model."""
-        return self.asked.partition(":")[0] == AUTO
+        return is_auto(self.asked)
 
     @property
     def deadline_s(self) -> float | None:
         """When the answer is of no use any more, in seconds from the start of the request."""
-        rules = {rule.settings.name: rule.settings for rule in self.policy.rules}
-        rule = rules.get(self.decision.rule or "")
-        of_rule = rule.deadline_s if rule else None
-        given = (self.facts.deadline_s, self.policy.deadline_s, of_rule)
-        return min((each for each in given if each is not None), default=None)
+        rules = {rule.settings.name: rule for rule in self.policy.rules}
+        return self.policy.deadline(self.facts, rules.get(self.decision.rule or ""))
 
     def candidate(self, model: str) -> Candidate:
         """Return a model as the decision saw it."""
@@ -142,9 +139,9 @@ class Chooser:
         """
         asked = self.resolve(request.model)
         began = time.perf_counter()
-        task = describe(request, self._classifier)
-        described = time.perf_counter()
         text = subject(request.turns)
+        task = describe(request, text, self._classifier)
+        described = time.perf_counter()
         session = _session(request, headers)
         place = self._conversations.find(session, request.turns)
         now = time.localtime()
@@ -162,7 +159,7 @@ class Chooser:
         chosen = self._policy(policy or named)
         candidates = [self._candidate(each, place) for each in self._pool.snapshots()]
         try:
-            if asked.partition(":")[0] == AUTO:
+            if is_auto(asked):
                 decision = decide(task, candidates, chosen, facts)
                 via = f"alias {request.model}; " if request.model != asked else ""
                 decision = structs.replace(decision, reason=via + decision.reason)
@@ -209,9 +206,7 @@ class Chooser:
             for each in choice.candidates
             if each.model not in without and each.max_model_len > longer_than
         ]
-        left_s = None if choice.deadline_s is None else max(choice.deadline_s - spent_s, 0.0)
-        facts = structs.replace(choice.facts, deadline_s=left_s)
-        decision = self._among(choice, allowed, facts, only_sound=not longer_than)
+        decision = self._among(choice, allowed, spent_s, only_sound=not longer_than)
         return decision.model if decision else None
 
     def better(self, choice: Choice, than: str, tried: Sequence[str], spent_s: float) -> str | None:
@@ -230,19 +225,19 @@ class Chooser:
         """
         fits = {each.model: each.fit for each in choice.decision.candidates}
         allowed = [name for name, fit in fits.items() if fit > fits[than] and name not in tried]
-        left_s = None if choice.deadline_s is None else choice.deadline_s - spent_s
-        facts = structs.replace(choice.facts, deadline_s=left_s)
-        decision = self._among(choice, allowed, facts, only_sound=True)
+        decision = self._among(choice, allowed, spent_s, only_sound=True)
         if decision is None:
             return None
         chosen = next(each for each in decision.candidates if each.model == decision.model)
+        left_s = _left_s(choice, spent_s)
         late = left_s is not None and chosen.predicted_seconds.total > left_s
         return None if late else decision.model
 
     def _among(
-        self, choice: Choice, allowed: Sequence[str], facts: Facts, *, only_sound: bool
+        self, choice: Choice, allowed: Sequence[str], spent_s: float, *, only_sound: bool
     ) -> Decision | None:
         """Decide again as things are now, without what the policy's rule left out."""
+        facts = structs.replace(choice.facts, deadline_s=_left_s(choice, spent_s))
         left = [
             self._candidate(each, choice.place)
             for each in self._pool.snapshots()
@@ -291,6 +286,11 @@ class Chooser:
         return candidate(status, self._catalogue.known(status), self._forecast, place)
 
 
+def _left_s(choice: Choice, spent_s: float) -> float | None:
+    """Return how much of its time a request has left, or None where nobody waits for it."""
+    return None if choice.deadline_s is None else max(choice.deadline_s - spent_s, 0.0)
+
+
 def candidate(
     status: Snapshot, listed: Listed, forecast: Forecast, place: Place | None
 ) -> Candidate:
@@ -306,8 +306,8 @@ def candidate(
         Where the conversation is, or None.
     """
     name, size = status.model, status.footprint_bytes
-    holds = place is not None and place.model == name
-    cached = place is not None and holds and place.load == status.loads
+    here = place if place and place.model == name else None
+    still_cached = here and here.load == status.loads and status.state == "ready"
     return Candidate(
         model=name,
         max_model_len=listed.max_model_len,
@@ -320,17 +320,21 @@ def candidate(
         queue_s=status.queue_s,
         prefill_tokens_per_s=forecast.prefill_tokens_per_s(name, size),
         decode_tokens_per_s=forecast.decode_tokens_per_s(name, status.running, size),
-        cached_tokens=place.tokens if place and cached and status.state == "ready" else 0,
-        holds_conversation=holds,
+        cached_tokens=here.tokens if here and still_cached else 0,
+        holds_conversation=here is not None,
         evicts=status.evicts,
         displacement_s=status.displacement_s,
     )
 
 
+def api_key(headers: Mapping[str, str]) -> str:
+    """Return the API key of a request, however it is sent, or ""."""
+    return headers.get("authorization") or headers.get("x-api-key") or ""
+
+
 def _session(request: Request, headers: Mapping[str, str]) -> Session:
     """Return whose conversation it is, and what they call it."""
-    key = headers.get("authorization") or headers.get("x-api-key") or ""
     named = headers.get(SESSION_HEADER) or next(
         (request.metadata[key] for key in _SESSION_KEYS if request.metadata.get(key)), ""
     )
-    return Session(owner=f"{key}\x00{request.user}", name=named)
+    return Session(owner=f"{api_key(headers)}\x00{request.user}", name=named)

@@ -46,9 +46,14 @@ _FOLLOW_UP = re.compile(
 )
 
 
-def describe(request: Request, classifier: Classifier) -> Task:
-    """Return what `request` is, from its text alone. Never raises."""
-    text = subject(request.turns)
+def describe(request: Request, text: str, classifier: Classifier) -> Task:
+    """Return what `request` is, from its text alone. Never raises.
+
+    Parameters
+    ----------
+    text
+        What is asked for: the `subject` of its turns.
+    """
     has_words = any(map(str.isalnum, crop(text)))
     likely = classifier.probabilities(text) if has_words else {}
     label = max(likely, key=likely.__getitem__, default="general")
@@ -79,12 +84,13 @@ def subject(turns: Sequence[Turn]) -> str:
     about every task of a program. Nor do results of tools, which are material, nor what
     programs wrap around a person's words.
     """
-    asked = [features.own_words(turn.text) for turn in turns if turn.role == "user"]
-    if not asked:
-        return ""
-    parts = [asked.pop()]
-    while asked and len(parts) <= _EARLIER_TURNS and _is_follow_up(parts[0]):
-        parts.insert(0, asked.pop()[:_EARLIER_CHARS])
+    latest_first = (turn.text for turn in reversed(turns) if turn.role == "user")
+    parts = [features.own_words(next(latest_first, ""))]
+    while len(parts) <= _EARLIER_TURNS and _is_follow_up(parts[0]):
+        earlier = next(latest_first, None)
+        if earlier is None:
+            break
+        parts.insert(0, features.own_words(earlier)[:_EARLIER_CHARS])
     return "\n".join(parts)
 
 

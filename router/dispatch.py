@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from engines.pool import Pool
 from engines.protocol import Answer, EngineFailed, Refused, Reply, Stream
-from engines.words import Snapshot, Ticket, Unavailable
+from engines.words import Ticket, Unavailable
 from policies import Candidate
 from router.choose import Choice, Chooser
 from router.conversations import Conversations, Place
@@ -205,17 +205,18 @@ class Dispatcher:
         record = story.record
         record.attempts += 1
         engine = await held.enter_async_context(self._pool.lease(story.ticket))
-        timing = self._timing(story)
+        status = next(each for each in self._pool.snapshots() if each.model == record.model)
+        timing = _Timing(self._forecast, story, status.running - 1)
         reply = await engine.generate(record.endpoint, story.body, record.id)
         if isinstance(reply, Answer):
             record.usage = _usage(reply.body)
             timing.whole(record.usage)
-            self._note(story)
+            self._note(story, status.loads)
             return reply
         held.push_async_callback(reply.events.aclose)
         events = timing.watch(await anext(reply.events), reply.events)
         held.push_async_callback(events.aclose)
-        self._note(story)
+        self._note(story, status.loads)
         return events
 
     def _next(self, story: "_Story", longer_than: int = 0) -> str | None:
@@ -229,19 +230,11 @@ class Dispatcher:
         spent_s = time.monotonic() - story.record.began
         return self._chooser.again(story.choice, tried, spent_s, longer_than)
 
-    def _timing(self, story: "_Story") -> "_Timing":
-        """Return what measures the answer that begins now."""
-        return _Timing(self._forecast, story, self._status(story).running - 1)
-
-    def _note(self, story: "_Story") -> None:
-        """Remember that the story's model has the conversation."""
+    def _note(self, story: "_Story", load: int) -> None:
+        """Remember that the story's model, in this load of it, has the conversation."""
         choice = story.choice
-        place = Place(story.record.model, choice.task.prompt_tokens, self._status(story).loads)
+        place = Place(story.record.model, choice.task.prompt_tokens, load)
         self._conversations.note(choice.session, choice.request.turns, place)
-
-    def _status(self, story: "_Story") -> Snapshot:
-        model = story.record.model
-        return next(each for each in self._pool.snapshots() if each.model == model)
 
     async def _company(
         self, story: "_Story", work: "asyncio.Task[Answer | AsyncGenerator[bytes, None]]"
@@ -326,7 +319,7 @@ class _Story:
         if isinstance(failure, EngineFailed):
             return True
         is_loop = self.choice.task.tool_loop and self.candidate.holds_conversation
-        return failure.code in (_CLAUSES.keys() - _BUSY if is_loop else _CLAUSES)
+        return failure.code in (CLAUSES.keys() - _BUSY if is_loop else CLAUSES)
 
     def turn_to(self, model: str, deadline_s: float | None = None) -> None:
         """Have another model answer, by a deadline of `deadline_s` after the request began."""
@@ -402,7 +395,7 @@ class _Timing:
             self._forecast.wrote(model, self._others, tokens, seconds)
 
 
-_CLAUSES = {
+CLAUSES = {
     "queue_full": "has a full queue",
     "queue_timeout": "was busy for too long",
     "load_failed": "could not be loaded",
@@ -421,4 +414,4 @@ def _clause(failure: Refused | EngineFailed | Unavailable) -> str:
         return "refused the request"
     if isinstance(failure, EngineFailed):
         return "failed"
-    return _CLAUSES.get(failure.code, "could not begin in time")
+    return CLAUSES.get(failure.code, "could not begin in time")

@@ -176,7 +176,7 @@ def exam_of(choice: Choice, body: bytes) -> Exam | None:
 
 def is_refusal(text: str) -> bool:
     """Return whether an answer begins as refusals do, in English or Spanish."""
-    opening = fold(text[:_OPENING_CHARS].replace("\u2019", "'")).lstrip("¡¿\"'*_ ")
+    opening = fold(text[:_OPENING_CHARS]).lstrip("¡¿\"'*_ ")
     return _REFUSAL.match(opening) is not None
 
 

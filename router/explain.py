@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from config import AUTO, ConditionSettings
+from config import ConditionSettings, is_auto
 from engines.protocol import Endpoint
 from policies import Facts, Undecidable, decide
 from router.choose import Choice, Chooser
@@ -53,7 +53,7 @@ def dry_run(
         choice=choice,
         parse_us=1e6 * (parsed - began),
     )
-    return explanation(entry_of(record, choice, 0.0, keeps_text=False), counterfactual(choice))
+    return explanation(entry_of(record, choice, 0.0), counterfactual(choice))
 
 
 def told(entry: Entry, policies: Policies) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _again(entry: Entry, policies: Policies) -> Choice | None:
     otherwise; so does a policy of which this version is gone.
     """
     policy = policies.find(entry.policy, entry.version)
-    if policy is None or entry.asked.partition(":")[0] != AUTO:
+    if policy is None or not is_auto(entry.asked):
         return None
     rules = [rule for each in (policy, *policies.current.values()) for rule in each.rules]
     if entry.deadline_s or any(_looks_at_facts(rule.settings.when) for rule in rules):

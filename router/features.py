@@ -1,18 +1,14 @@
 """What a text is without looking at its words' meaning: whose it is, its form, its language."""
 
 import re
-import unicodedata
 from typing import Literal
 
-_MARKS = re.compile("[\u0300-\u036f]+")
+from policies import without_accents
 
 
 def fold(text: str) -> str:
     """Return `text` in lower case, without accents, with single spaces."""
-    text = text.lower()
-    if not text.isascii():
-        text = _MARKS.sub("", unicodedata.normalize("NFKD", text)).replace("’", "'")
-    return " ".join(text.split())
+    return " ".join(without_accents(text.lower()).replace("’", "'").split())
 
 
 # The commonest words of the languages we tell apart, and of those that are easily taken for them.

@@ -28,9 +28,11 @@ SAVE_S = 300.0
 TOKENS_MIN = 4
 """Shorter answers, and prompts ten times as long, say nothing about speed."""
 
+PREFILL = 30.0
+"""How many times as fast as it writes a model reads, before anything was measured."""
+
 _BANDWIDTH = 5e9  # bytes of weights that a core reads per second, before anything was measured
 _FASTEST = 60.0  # tokens/s of one answer then, since a small model is not bound by its weights
-_PREFILL = 30.0  # how many times as fast as it writes a model reads, then
 
 
 class Mean(Struct):
@@ -90,7 +92,7 @@ class Forecast:
     def prefill_tokens_per_s(self, model: str, footprint_bytes: int) -> float:
         """Return how fast `model` reads a prompt."""
         known = self._speed(model).prefill
-        return known.value if known else _PREFILL * _prior(footprint_bytes)
+        return known.value if known else PREFILL * _prior(footprint_bytes)
 
     def decode_tokens_per_s(self, model: str, running: int, footprint_bytes: int) -> float:
         """Return how fast it writes an answer beside `running` others."""

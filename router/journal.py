@@ -110,15 +110,16 @@ class Journal:
         )
         if record.choice is None:
             return
-        entry = entry_of(record, record.choice, seconds, keeps_text=self._keeps_text)
-        self._latest[entry.id] = structs.replace(entry, text=None)  # a text can be megabytes
+        entry = entry_of(record, record.choice, seconds)
+        self._latest[entry.id] = entry
         if len(self._latest) > LATEST_MAX:
             self._latest.popitem(last=False)
         if outcome == "ok" and record.attempts == 1:  # no time went to others
             predicted = record.choice.assessment(record.model).predicted_seconds.total
             self._forecast.took(record.model, predicted, seconds)
         if self._ledger is not None:
-            self._ledger.record(entry)
+            text = record.choice.text if self._ledger.keeps_text else None
+            self._ledger.record(structs.replace(entry, text=text))
 
     async def find(self, decision_id: str) -> Entry | None:
         """Return a decision, or None when none of that id is known.
@@ -132,18 +133,14 @@ class Journal:
         record = self._running.get(decision_id)
         if record is not None and record.choice is not None:
             seconds = time.monotonic() - record.began
-            return entry_of(record, record.choice, seconds, keeps_text=False)
+            return entry_of(record, record.choice, seconds)
         if entry := self._latest.get(decision_id):
             return entry
         return await self._ledger.decision(decision_id) if self._ledger else None
 
-    @property
-    def _keeps_text(self) -> bool:
-        return self._ledger is not None and self._ledger.keeps_text
 
-
-def entry_of(record: Record, choice: Choice, seconds: float, *, keeps_text: bool) -> Entry:
-    """Return what is kept of a request."""
+def entry_of(record: Record, choice: Choice, seconds: float) -> Entry:
+    """Return what is kept of a request, but for its text, which can be megabytes."""
     decision = choice.decision
     loaded = decision.loads or (record.model if choice.candidate(record.model).load_s else None)
     return Entry(
@@ -172,7 +169,6 @@ def entry_of(record: Record, choice: Choice, seconds: float, *, keeps_text: bool
         usage=record.usage,
         escalated_from=record.escalated_from,
         escalated_usage=record.escalated_usage,
-        text=choice.text if keeps_text else None,
     )
 
 

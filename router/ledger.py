@@ -224,9 +224,6 @@ class Ledger:
         if wrong := objection(path):
             raise BadLedger(f"{path} {wrong}")
         ledger = cls(path, settings)
-        ledger._jobs.append(
-            _Job(lambda _: None, Future())
-        )  # so that trouble with the disk is known at once
         ledger._thread.start()
         return ledger
 
@@ -314,18 +311,11 @@ class Ledger:
             with _transaction(self._database):
                 answers = [_attempt(job, self._database) for job in jobs]
         except Exception as error:  # a row that cannot be written must not end the thread
-            self.dropped += sum(job.waiter is None for job in jobs)
-            self._warn(f"cannot be written: {error}")
-            for job in jobs:
-                if job.waiter:
-                    job.waiter.set_exception(LedgerFailed())
+            self._give_up(jobs, f"cannot be written: {error}")
             return
         for job, answer in zip(jobs, answers, strict=True):
             if isinstance(answer, Exception):
-                self._warn(f"has a row that cannot be read or written: {answer}")
-                self.dropped += job.waiter is None
-            if job.waiter and isinstance(answer, Exception):
-                job.waiter.set_exception(LedgerFailed())
+                self._give_up([job], f"has a row that cannot be read or written: {answer}")
             elif job.waiter:
                 job.waiter.set_result(answer)
         if self.dropped > self._reported:
@@ -334,6 +324,14 @@ class Ledger:
             self._prune(self._database)
         except sqlite3.Error as error:
             self._warn(f"cannot be shortened: {error}")
+
+    def _give_up(self, jobs: list[_Job], why: str) -> None:
+        """Count the decisions that are lost, and tell those who wait for the others."""
+        self.dropped += sum(job.waiter is None for job in jobs)
+        self._warn(why)
+        for job in jobs:
+            if job.waiter:
+                job.waiter.set_exception(LedgerFailed())
 
     def _warn(self, what: str) -> None:
         now = time.monotonic()

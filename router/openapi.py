@@ -11,8 +11,9 @@ from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
+from config.policy import TASKS
 from router.errors import CODES
-from router.parse import LABELS, THUMBS
+from router.parse import THUMBS
 
 _MODEL = Schema(
     type=OpenAPIType.STRING,
@@ -74,7 +75,7 @@ def _feedback_body() -> RequestBody:
         properties={
             "decision_id": text("What `x-axion-decision` of the answer says."),
             "thumbs": text("Whether the choice was good.", *THUMBS),
-            "task": text("What kind of work it really was.", *LABELS),
+            "task": text("What kind of work it really was.", *TASKS),
             "model": text("The model that should have answered, or an alias of it."),
             "note": text(
                 "In your own words, at most 2,000 characters; kept only with `ledger.keep_text`."

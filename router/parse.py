@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from config.policy import TASKS
 from router.body import (
     ANSWERS_MAX,
     ITEMS_MAX,
@@ -17,7 +18,6 @@ from router.body import (
     FeedbackBody,
     Message,
 )
-from router.classifier import TASKS
 from router.errors import ApiError
 from router.words import Endpoint, Request, Turn
 
@@ -28,7 +28,6 @@ _completion = msgspec.json.Decoder(CompletionBody)
 _feedback = msgspec.json.Decoder(FeedbackBody)
 
 THUMBS = ("up", "down")
-LABELS = (*TASKS, "general")
 
 T = TypeVar("T")
 
@@ -77,7 +76,7 @@ def parse_feedback(body: bytes) -> FeedbackBody:
         raise ApiError(message, "missing_required_parameter", param="thumbs")
     for name, given, known in (
         ("thumbs", feedback.thumbs, THUMBS),
-        ("task", feedback.task, LABELS),
+        ("task", feedback.task, TASKS),
     ):
         if given is not None and given not in known:
             message = f"Invalid '{name}': expected one of {', '.join(known)}."

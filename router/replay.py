@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, field
 
-from config import AUTO, ConditionSettings
+from config import ConditionSettings, is_auto
 from policies import Assessment, Decision, Facts, Policy, Undecidable, decide
 from router.ledger import Entry
 from router.spread import Spread
@@ -113,7 +113,7 @@ def replay(entries: Iterable[Entry], policy: Policy) -> Replay:
 
 def _again(entry: Entry, policy: Policy, found: Replay) -> Change | None:
     """Decide one request again and count it; return what changes, or None."""
-    if entry.asked.partition(":")[0] != AUTO:
+    if not is_auto(entry.asked):
         found.named += 1
         return None
     before = next((each for each in entry.inputs if each.model == entry.model), None)

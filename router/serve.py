@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import cast
 
 import uvicorn
+from msgspec import structs
 
-from config import Settings, read
+from config import LedgerSettings, Settings, read
 from engines.fetch import fetch
 from engines.load import EngineLoader
 from engines.memory import GIB, budget_bytes
@@ -107,25 +108,14 @@ def build_offline(settings: Settings, config: Path, speeds: Path | None = None) 
     ConfigError, DamagedWeights
         As `build`.
     """
-    base = config.parent
     tokens.warm()
-    catalogue = Catalogue(settings, base)
-    classifier = in_use(settings.classifier, base)
-    pool = Pool(
-        settings.models,
-        settings.pool,
+    return build(
+        structs.replace(settings, ledger=LedgerSettings()),  # a look leaves nothing behind
+        config,
         cast("Loader", None),  # nothing is ever asked of it
-        budget_bytes(settings.pool.memory_budget_gb),
-        footprints=_footprints(make_plan(settings, base)),
-    )
-    return Chooser(
-        catalogue,
-        classifier,
-        pool,
-        make_policies(settings, config, catalogue, classifier),
-        Forecast(settings.models, speeds),
-        Conversations(),
-    )
+        _footprints(make_plan(settings, config.parent)),
+        speeds,
+    ).chooser
 
 
 def make_policies(

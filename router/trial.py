@@ -12,14 +12,12 @@ from router.catalogue import Catalogue
 from router.classifier import Classifier
 from router.describe import describe, subject
 from router.errors import ApiError
+from router.forecast import PREFILL
 from router.parse import parse
 from router.words import Request, Turn
 
 TOKENS_PER_S = 20.0
 """How fast models write, where a test does not say."""
-
-PREFILL = 30.0
-"""How many times as fast they read."""
 
 FAILING_MAX = 10
 """How many failing tests are told of at a time: where each is takes a look at the whole file."""
@@ -59,11 +57,10 @@ def _wrong(
         request = _request(test)
     except ApiError as error:
         return f"this is no request: {error.message}"
-    task = describe(request, classifier)
+    text = subject(request.turns)
+    task = describe(request, text, classifier)
     candidates = [_candidate(name, test, catalogue) for name in catalogue.names]
-    facts = Facts(
-        text=subject(request.turns), user=request.user, metadata=request.metadata, minute=12 * 60
-    )
+    facts = Facts(text=text, user=request.user, metadata=request.metadata, minute=12 * 60)
     expected = [test.expect] if isinstance(test.expect, str) else test.expect
     wanted = " or ".join(f"`{name}`" for name in expected)
     try:

@@ -20,6 +20,7 @@ from policies import Policy, Undecidable
 from router.catalogue import Listed
 from router.choose import candidate
 from router.conversations import Place
+from router.dispatch import CLAUSES
 from router.forecast import Forecast
 from router.simulation.contestants import Contestant
 from router.simulation.scenario import Hardware, Scenario
@@ -28,7 +29,6 @@ from router.simulation.trace import Arrival
 _ENOUGH_BYTES = 2**60  # the budget is the bound, never the rest of the machine
 _WARM_UP_TOKENS = 10_000
 _SAME_S = 1e-6  # sums of seconds in another order are no difference
-_MAY_MEND = ("queue_full", "queue_timeout", "load_failed", "load_timeout", "no_memory")
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -277,7 +277,7 @@ class Machine:
             return
         run.tried = (*run.tried, run.model)
         left = len(self._engines) - len(run.tried)
-        may = code in _MAY_MEND and left and len(run.tried) <= self._contestant.policy.fallbacks
+        may = code in CLAUSES and left and len(run.tried) <= self._contestant.policy.fallbacks
         if may:
             self._ask(run)
         else:

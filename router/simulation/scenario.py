@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from config import read_as
 from config.names import Finding, nearest
 from config.policy import TaskName
+from router.forecast import PREFILL
 
 PRODUCTION = Path(__file__).with_name("production.yaml")
 """The scenario of the four production roles."""
@@ -32,7 +33,7 @@ class Hardware(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     size_gb: Positive
     tokens_per_s: Positive
-    prefill: Positive = 30.0
+    prefill: Positive = PREFILL
 
 
 class Work(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
-from config import AUTO
+from config import is_auto
 from policies import Task
 from router.ledger import read
 from router.simulation.scenario import Scenario, Work
@@ -78,7 +78,7 @@ def recorded(ledger: Path, scenario: Scenario) -> list[Arrival]:
     ------
     BadLedger
     """
-    entries = [entry for entry, _ in read(ledger) if entry.asked.partition(":")[0] == AUTO]
+    entries = [entry for entry, _ in read(ledger) if is_auto(entry.asked)]
     entries.sort(key=lambda entry: entry.at - entry.seconds)
     begin = entries[0].at - entries[0].seconds if entries else 0.0
     found = []

@@ -16,7 +16,7 @@ import numpy
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from config import AUTO
+from config import is_auto
 from router.classifier import TASKS, Classifier
 from router.describe import SURE
 from router.features import fold
@@ -102,7 +102,7 @@ def lessons(said: Iterable[tuple[Entry, Feedback | None]], regression: Sequence[
 def _true_task(entry: Entry, feedback: Feedback) -> str | None:
     if feedback.task is not None:
         return feedback.task if feedback.task in TASKS else None
-    confirmed = feedback.thumbs == "up" and entry.asked == AUTO and entry.task.label in TASKS
+    confirmed = feedback.thumbs == "up" and is_auto(entry.asked) and entry.task.label in TASKS
     return entry.task.label if confirmed else None
 
 

@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
 def table(paths: Sequence[Path]) -> str:
     """Return the times as Markdown, with the machine and its load."""
     prompts = [request for request in map(_request, _lines(paths)) if _is_ordinary(request)]
-    describe.describe(prompts[0], classifier.shipped())  # reads the weights and the vocabulary
+    _described(prompts[0])  # reads the weights and the vocabulary
     references = []
     parts = ("subject", "classifier", "language", "tokens")
     titles = (
@@ -64,10 +65,7 @@ def table(paths: Sequence[Path]) -> str:
     for name, requests in [(ordinary, prompts), *((name, [one]) for name, one in _special())]:
         # Beside each row, because the machine's speed changes with what else it does.
         references.append(_reference())
-        times = [
-            _shortest(lambda: describe.describe(request, classifier.shipped()), _ROUNDS)  # noqa: B023
-            for request in requests
-        ]
+        times = [_shortest(partial(_described, request), _ROUNDS) for request in requests]
         middle = statistics.median(times)
         last = f"{1e3 * float(numpy.percentile(times, 99)):.2f}" if len(times) > 1 else ""
         shares = [
@@ -123,6 +121,10 @@ def _chat(turns: tuple[Turn, ...]) -> Request:
 
 def _is_ordinary(request: Request) -> bool:
     return tokens.count("\n".join(turn.text for turn in request.turns)) <= _TOKENS_MAX
+
+
+def _described(request: Request) -> None:
+    describe.describe(request, describe.subject(request.turns), classifier.shipped())
 
 
 def _parts(request: Request) -> tuple[float, ...]:

@@ -29,10 +29,8 @@ FRANCE = "What is the capital of France?"
 def described(*turns, endpoint="chat", **facts):
     """Return the task of a conversation, whose turns are (role, text) or (role, text, images)."""
     conversation = tuple(Turn(*turn) for turn in turns)
-    return describe(
-        Request(endpoint=endpoint, model="auto", stream=False, turns=conversation, **facts),
-        shipped(),
-    )
+    request = Request(endpoint=endpoint, model="auto", stream=False, turns=conversation, **facts)
+    return describe(request, subject(conversation), shipped())
 
 
 def test_one_question_is_described():

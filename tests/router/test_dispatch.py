@@ -7,27 +7,15 @@ import pytest
 
 from engines.echo import EchoEngine
 from engines.protocol import Refused
+from tests.scripted import Scripted
 
 
-class Counting:
-    """A loader whose engines count more tokens than was estimated: each has room for `words`."""
+class Counting(Scripted):
+    """Its engines count more tokens than was estimated: each has room for `words`."""
 
     def __init__(self, **words):
+        super().__init__()
         self.words = words
-        self.started = []
-
-    async def locate(self, model):
-        return None
-
-    def check(self, model, endpoint, body):
-        if b"wrong" in body:
-            raise Refused("It is wrong.", param="messages")
-
-    def footprint_bytes(self, model, directory):
-        return 0
-
-    def progress(self, model):
-        return None
 
     async def start(self, model, directory):
         self.started.append(model.name)

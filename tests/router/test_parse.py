@@ -6,7 +6,7 @@ import pytest
 
 from router import tokens
 from router.classifier import shipped
-from router.describe import describe
+from router.describe import describe, subject
 from router.errors import CODES, ApiError
 from router.parse import parse
 from router.words import Request, Turn
@@ -17,6 +17,10 @@ CALL = {
     "type": "function",
     "function": {"name": "get_weather", "arguments": '{"city": "Madrid"}'},
 }
+
+
+def described(request):
+    return describe(request, subject(request.turns), shipped())
 
 
 def chat(*messages, **fields):
@@ -407,8 +411,8 @@ def test_a_call_does_not_make_a_conversation_one_about_code():
     calls = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     follow_up = {"role": "user", "content": "and tomorrow?"}
 
-    assert describe(chat(question, calls), shipped()).label != "code"
-    assert describe(chat(question, calls, follow_up), shipped()).label != "code"
+    assert described(chat(question, calls)).label != "code"
+    assert described(chat(question, calls, follow_up)).label != "code"
 
 
 @pytest.mark.parametrize(
@@ -596,12 +600,12 @@ def test_of_a_prompt_in_token_ids_each_id_is_one_token(prompt, expected):
     request = completion(prompt)
 
     assert tokens.count(request.turns[0].text) == expected
-    task = describe(request, shipped())
+    task = described(request)
     assert task.prompt_tokens == expected
     assert (task.label, task.language) == ("general", None)
 
 
 def test_many_token_ids_are_still_counted_about_right():
-    task = describe(completion([7] * 50_000), shipped())
+    task = described(completion([7] * 50_000))
 
     assert task.prompt_tokens == pytest.approx(50_000, rel=0.01)
